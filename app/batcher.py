@@ -1,0 +1,252 @@
+"""Dynamic batching: rows wait in one queue, free runners take batches of similar length, futures get the results.
+
+Knows neither ONNX Runtime nor the web: a model is a function from payloads to results. Submitting and delivering
+happen on the event loop; taking and running happen in runner threads, so that a runner that finishes starts its next
+batch without waiting for the loop.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
+from app.rowqueue import Row, RowQueue, Unit
+
+Run = Callable[[Sequence[object]], Sequence[object]]
+# Share of a new measurement in the running tokens-per-second estimate.
+RATE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one batcher. Cost of a batch: rows x longest row, in tokens."""
+
+    runners: int
+    batch_rows: int
+    batch_tokens: int
+    queue_rows: int
+    delay_seconds: float = 0.0
+    runner_timeout_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class Ran:
+    """One finished run, for metrics. Times in seconds; `error` is the exception's type name, never its message."""
+
+    rows: int
+    real_tokens: int
+    padded_tokens: int
+    run_seconds: float
+    wait_seconds: list[float]
+    error: str | None = None
+
+
+class Ticket:
+    """One submitted request: a future of its results, and how long they took."""
+
+    __slots__ = ("deadline", "dispatched", "finished", "future", "missing", "results", "submitted")
+
+    def __init__(self, units: int, deadline: float, future: "asyncio.Future[list[object]]") -> None:
+        self.future = future
+        self.deadline = deadline
+        self.missing = units
+        self.results: list[object] = [None] * units
+        self.submitted = time.monotonic()
+        self.dispatched = 0.0
+        self.finished = 0.0
+
+    @property
+    def queue_seconds(self) -> float:
+        """From submission until its first row was taken."""
+        return max(0.0, self.dispatched - self.submitted) if self.dispatched else 0.0
+
+    @property
+    def inference_seconds(self) -> float:
+        """From the first row taken until the last result was there."""
+        return max(0.0, self.finished - self.dispatched) if self.finished else 0.0
+
+
+class _Runner:
+    """One thread's state, for supervision. `since` is the start of the current run, 0 between runs."""
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.busy_seconds = 0.0
+        self.thread: threading.Thread | None = None
+
+
+class Batcher:
+    """Queue, runners and admission. Create, `start()` on the event loop, `submit()`, at the end `close()`."""
+
+    def __init__(
+        self,
+        run: Run,
+        limits: Limits,
+        tokens_per_second: float,
+        on_ran: Callable[[Ran], None] = lambda ran: None,
+    ) -> None:
+        """tokens_per_second: one runner's first estimate, from warm-up; later runs refine it."""
+        self._run = run
+        self._limits = limits
+        self._rate = tokens_per_second
+        self._on_ran = on_ran
+        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows)
+        self._wake = threading.Condition()
+        self._runners = [_Runner() for _ in range(limits.runners)]
+        self._closed = False
+
+    def start(self) -> None:
+        """Starts the runner threads; results are delivered on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        for index, runner in enumerate(self._runners):
+            # Daemons: a run that never ends must not keep the process from ending.
+            runner.thread = threading.Thread(target=self._turn, args=(runner,), name=f"runner-{index}", daemon=True)
+            runner.thread.start()
+
+    def submit(self, units: Sequence[Unit], deadline: float) -> Ticket:
+        """Queues one request's units. Await `ticket.future` for their results in order; cancel it to give up.
+
+        deadline: on the clock of `time.monotonic()`. The future ends in DeadlineExceeded when it passes, in RunFailed
+        when the model fails on the units, in Unavailable when the batcher closes. Raises TooManyRows if the queue could
+        never hold the units, Unavailable if it is full or they would wait beyond the deadline.
+        """
+        self.require_room(sum(unit.rows for unit in units))
+        wait = self.wait_seconds(sum(unit.rows * unit.length for unit in units))
+        # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
+        if self._queue.rows and wait > deadline - time.monotonic():
+            raise Unavailable("would not be answered before its deadline", "late", wait)
+        ticket = Ticket(len(units), deadline, self._loop.create_future())
+        timer = self._loop.call_later(deadline - ticket.submitted, _expire, ticket.future)
+        ticket.future.add_done_callback(lambda _: timer.cancel())
+        with self._wake:
+            for index, unit in enumerate(units):
+                self._queue.push(Row(unit, ticket.future, (ticket, index), ticket.submitted))
+            self._wake.notify(len(units))
+        return ticket
+
+    def require_room(self, rows: int) -> None:
+        """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now."""
+        if self._closed:
+            raise Unavailable("shutting down", "draining", close=True)
+        limit = self._limits.queue_rows
+        if rows > limit:
+            raise TooManyRows(f"{rows} rows: the queue holds at most {limit}; send fewer per request")
+        if self._queue.rows + rows > limit:
+            raise Unavailable("queue full", "queue_full", self.wait_seconds())
+
+    def wait_seconds(self, cost: int = 0) -> float:
+        """Estimated time until `cost` more tokens would be answered: queued tokens ÷ measured tokens per second."""
+        return (self._queue.tokens + cost) / (self._rate * self._limits.runners)
+
+    @property
+    def queue_rows(self) -> int:
+        return self._queue.rows
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that runners have spent in runs, summed, including runs under way."""
+        now = time.monotonic()
+        return sum(r.busy_seconds + (now - since if (since := r.since) else 0.0) for r in self._runners)
+
+    def stuck(self) -> str | None:
+        """Why no progress can be made, or None: a runner died, or one has been in a run for too long."""
+        for index, runner in enumerate(self._runners):
+            if runner.thread is not None and not runner.thread.is_alive() and not self._closed:
+                return f"runner {index} has ended"
+            since = runner.since
+            if since and time.monotonic() - since > self._limits.runner_timeout_seconds:
+                return f"runner {index} has been in one run for over {self._limits.runner_timeout_seconds:g} s"
+        return None
+
+    def close(self, timeout_seconds: float = 1.0) -> None:
+        """Fails what still waits, lets running batches end for up to `timeout_seconds`, stops the threads."""
+        with self._wake:
+            self._closed = True
+            left = self._queue.clear()
+            self._wake.notify_all()
+        for row in left:
+            if not row.future.done():
+                row.future.set_exception(Unavailable("shutting down", "draining", close=True))
+        limit = time.monotonic() + timeout_seconds
+        for runner in self._runners:
+            if runner.thread is not None:
+                runner.thread.join(max(0.0, limit - time.monotonic()))
+
+    def _turn(self, runner: _Runner) -> None:
+        """A runner's life: take, run, hand over, until closed."""
+        while (batch := self._take()) is not None:
+            started = runner.since = time.monotonic()
+            for row in batch:
+                ticket = row.tag[0]
+                ticket.dispatched = ticket.dispatched or started
+            results, error = self._try(batch)
+            finished = time.monotonic()
+            runner.busy_seconds += finished - started
+            runner.since = 0.0
+            ran = _describe(batch, started, finished, error)
+            if error is None:
+                measured = ran.padded_tokens / max(1e-6, ran.run_seconds)
+                self._rate += RATE_WEIGHT * (measured - self._rate)
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, batch, results, ran, finished)
+            except RuntimeError:
+                return  # the loop has closed: nobody waits any more
+
+    def _take(self) -> list[Row] | None:
+        with self._wake:
+            while not self._closed:
+                if self._queue.rows:
+                    delay = self._queue.fill_delay(self._limits.delay_seconds)
+                    if delay > 0:
+                        self._wake.wait(delay)
+                        continue
+                    if batch := self._queue.take():
+                        return batch
+                else:
+                    self._wake.wait()
+            return None
+
+    def _try(self, batch: list[Row]) -> tuple[list[object], str | None]:
+        """Results in order, with RunFailed for rows the model fails on. A request whose rows fail takes no other
+        request with it: when a shared run fails, each row runs once more by itself."""
+        try:
+            results = list(self._run([row.unit.payload for row in batch]))
+            if len(results) != len(batch):
+                raise ValueError("as many results as rows expected")
+            return results, None
+        # Whatever a model raises ends its rows, never the runner.
+        except Exception as error:
+            if len(batch) == 1:
+                return [RunFailed("the model failed on this input")], type(error).__name__
+            return [self._try([row])[0][0] for row in batch], type(error).__name__
+
+    def _deliver(self, batch: list[Row], results: list[object], ran: Ran, finished: float) -> None:
+        """On the event loop: one call per batch, however many rows."""
+        self._on_ran(ran)
+        for row, result in zip(batch, results, strict=True):
+            if row.future.done():
+                continue
+            ticket, index = row.tag
+            if isinstance(result, RunFailed):
+                row.future.set_exception(result)
+                continue
+            ticket.results[index] = result
+            ticket.missing -= 1
+            if not ticket.missing:
+                ticket.finished = finished
+                row.future.set_result(ticket.results)
+
+
+def _expire(future: "asyncio.Future[list[object]]") -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded("not answered before its deadline"))
+
+
+def _describe(batch: list[Row], started: float, finished: float, error: str | None) -> Ran:
+    rows = sum(row.unit.rows for row in batch)
+    longest = max(row.unit.length for row in batch)
+    real = sum(row.unit.rows * row.unit.length for row in batch)
+    waits = [started - row.submitted for row in batch]
+    return Ran(rows, real, rows * longest, finished - started, waits, error)

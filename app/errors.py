@@ -1,0 +1,128 @@
+"""Every error this service raises on purpose, with the exit code or HTTP status it ends in.
+
+    ServiceError
+    ├── StartupError                 the process ends
+    │   ├── ConfigError                  exit 2
+    │   ├── ArtifactError                exit 3
+    │   └── ProviderError                exit 4
+    └── RequestError                 one request ends
+        ├── BadRequest                   400  not parseable
+        ├── NotFound                     404  unknown model or version
+        ├── BodyTimeout                  408  body not received before the deadline
+        ├── BodyTooLarge                 413
+        ├── UnsupportedMedia             415
+        ├── Invalid                      422  parseable, but not acceptable
+        ├── TooManyRows                  429  more rows than the queue can ever hold
+        ├── ClientClosed                 499  the client left; nobody reads this answer
+        ├── RunFailed                    500  the model failed on these rows
+        ├── Unavailable                  503  full, not ready, draining; Retry-After
+        └── DeadlineExceeded             504  not answered before the deadline
+
+Messages name fields, sizes and limits, never the content of a request.
+"""
+
+from math import ceil
+
+
+class ServiceError(Exception):
+    """Root of the family. `str(error)` is one line fit for an operator or a client."""
+
+
+class StartupError(ServiceError):
+    """The server cannot start or serve; the process ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(StartupError):
+    exit_code = 2
+
+
+class ArtifactError(StartupError):
+    exit_code = 3
+
+
+class ProviderError(StartupError):
+    exit_code = 4
+
+
+class RequestError(ServiceError):
+    """One request cannot be answered; the client gets `status` and the message."""
+
+    status = 500
+    # The label of `inference_rejected_total`, for errors that refuse work the model never saw.
+    reason: str | None = None
+    # Whether the connection must not be used again (its body was not read to the end).
+    close = False
+    retry_after_seconds: int | None = None
+
+
+class BadRequest(RequestError):
+    status = 400
+    reason = "invalid"
+
+
+class NotFound(RequestError):
+    status = 404
+    reason = "invalid"
+
+
+class BodyTimeout(RequestError):
+    status = 408
+    reason = "body_timeout"
+    close = True
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    reason = "body_too_large"
+    close = True
+
+
+class UnsupportedMedia(RequestError):
+    status = 415
+    reason = "invalid"
+    close = True
+
+
+class Invalid(RequestError):
+    status = 422
+    reason = "invalid"
+
+
+class TooManyRows(RequestError):
+    status = 429
+    reason = "too_many_rows"
+
+
+class ClientClosed(RequestError):
+    status = 499
+    reason = "client_closed"
+
+
+class RunFailed(RequestError):
+    status = 500
+
+
+class Unavailable(RequestError):
+    """`reason` is one of `queue_full`, `late` (would miss its deadline), `not_ready`, `draining`, `memory`."""
+
+    status = 503
+
+    def __init__(self, message: str, reason: str, retry_after_seconds: float = 1.0, *, close: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_seconds = max(1, ceil(retry_after_seconds))
+        self.close = close
+
+
+class DeadlineExceeded(RequestError):
+    status = 504
+    reason = "deadline"
+
+
+REJECT_REASONS = (
+    "invalid", "body_timeout", "body_too_large", "too_many_rows", "client_closed",
+    "queue_full", "late", "not_ready", "draining", "memory", "deadline",
+)  # fmt: skip
+STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)

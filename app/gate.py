@@ -1,0 +1,186 @@
+"""The readiness gate: verify → load → warm → golden. What passes may answer; what fails raises StartupError.
+
+The server runs it in a thread before `/ready` answers 200; `python -m model.verify` runs the same code offline.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from app.artifact import MANIFEST, Artifact, read_artifact, verify_files
+from app.errors import ArtifactError
+from app.session import BATCH_LIMITS, Session
+from app.task import Encoded, TensorTask, TextTask
+from app.tensors import DATATYPES, Array, Tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(slots=True)
+class Model:
+    """A model that passed the gate, and what the gate learned about it. Times in seconds."""
+
+    artifact: Artifact
+    session: Session
+    task: TextTask | TensorTask
+    batch_rows: int
+    batch_tokens: int
+    tokens_per_second: float = 1.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    golden_error: float = 0.0
+
+    def run(self, payloads: Sequence[Any]) -> list[Any]:
+        """One batch, from payloads to results: the function that the batcher calls in its threads."""
+        return self.task.split(payloads, self.session.run(self.task.assemble(payloads)))
+
+
+def pass_gate(
+    folder: Path,
+    *,
+    digest: str = "",
+    provider: str = "cpu",
+    max_batch_rows: int | Literal["auto"] = "auto",
+    max_batch_tokens: int | Literal["auto"] = "auto",
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Model:
+    """Takes the artifact in `folder` through every check, telling `on_stage` what it is at.
+
+    Raises ArtifactError or ProviderError with one line that says what, where, expected and found.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> "Iterator[None]":
+        on_stage(name)
+        started = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - started
+
+    with stage("verifying"):
+        artifact = read_artifact(folder, digest)
+        verify_files(artifact)
+    manifest = artifact.manifest
+    with stage("loading"):
+        path = artifact.path(manifest.model_file)
+        session = Session.open(path, provider)
+        session.check_schema(manifest.inputs, manifest.outputs)
+        rows, tokens = BATCH_LIMITS[session.provider]
+        rows = rows if max_batch_rows == "auto" else max_batch_rows
+        tokens = tokens if max_batch_tokens == "auto" else max_batch_tokens
+        text = manifest.task == "text-classification"
+        task = TextTask(artifact) if text else TensorTask(artifact, rows)
+    model = Model(artifact, session, task, rows, tokens)
+    with stage("warming"):
+        warm = _warm_text if isinstance(task, TextTask) else _warm_tensors
+        try:
+            warm(model)
+        except ArtifactError:
+            raise
+        # Whatever a model raises on its own golden inputs means that it cannot serve.
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0][:300]
+            raise ArtifactError(f"{path}: run failed on golden inputs: {type(error).__name__}: {line}") from None
+    model.stage_seconds = seconds
+    return model
+
+
+def _warm_text(model: Model) -> None:
+    task, manifest = model.task, model.artifact.manifest
+    assert isinstance(task, TextTask)
+    examples = manifest.golden.examples
+    units = task.encode([example.text for example in examples])
+    longest = min(task.max_tokens, max(1, model.batch_tokens // model.batch_rows))
+    _measure(model, [units[0]], [Encoded([task.pad_id] * longest, longest)] * model.batch_rows)
+    expected = np.array([example.probabilities for example in examples], np.float32)
+    if expected.shape != (len(examples), len(manifest.labels)):
+        where = model.artifact.folder / MANIFEST
+        raise ArtifactError(f"{where}: golden.examples: expected {len(manifest.labels)} probabilities in each")
+    # Alone and together: a row's answer must not depend on its neighbours or on padding.
+    order = sorted(range(len(units)), key=lambda index: units[index].length)
+    for size in (1, model.batch_rows):
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            found = np.stack(model.run([units[index].payload for index in part]))
+            for index, row in zip(part, found, strict=True):
+                _compare(model, f"golden.examples[{index}]", expected[index], row)
+
+
+def _warm_tensors(model: Model) -> None:
+    task, artifact = model.task, model.artifact
+    assert isinstance(task, TensorTask)
+    path = artifact.path(artifact.manifest.golden.file or "")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:
+        raise ArtifactError(f"{path}: golden file does not load: {type(error).__name__}") from None
+    inputs, outputs = ({n[len(p) :]: a for n, a in arrays.items() if n.startswith(p)} for p in ("input.", "output."))
+    for spec in artifact.manifest.inputs:
+        if spec.name not in inputs:
+            raise ArtifactError(f"{path}: expected an array input.{spec.name}, found {sorted(arrays)}")
+        inputs[spec.name] = as_model_input(inputs[spec.name], spec.datatype)
+    units = task.encode(inputs)
+    largest = [units[0]]
+    if task.batching:
+        one: Tensors = {name: array[:1] for name, array in inputs.items()}
+        tile = {name: np.repeat(array, model.batch_rows, axis=0) for name, array in one.items()}
+        largest = [Encoded(tile, 1, model.batch_rows)]
+        _measure(model, [replace(units[0], payload=one, rows=1)], largest)
+    else:
+        _measure(model, units, units)
+    results: list[Tensors] = [model.run([unit.payload])[0] for unit in units]
+    found = task.join(results)
+    for name in model.session.output_names:
+        if name not in outputs:
+            raise ArtifactError(f"{path}: expected an array output.{name}, found {sorted(arrays)}")
+        _compare(model, f"output {name!r} of {path.name}", outputs[name], found[name])
+
+
+def as_model_input(array: Array, datatype: str) -> Array:
+    """The array in the dtype that ONNX Runtime takes for `datatype`: strings as Python objects."""
+    if datatype == "BYTES":
+        return array.astype(str).astype(object)
+    return array.astype(DATATYPES[datatype], copy=False)
+
+
+def _measure(model: Model, smallest: Sequence[Encoded], largest: Sequence[Encoded]) -> None:
+    """Runs the smallest and the largest batch, so that every buffer exists before the first request, and takes the
+    largest one's speed as the first estimate of tokens per second."""
+    model.run([unit.payload for unit in smallest])
+    payloads = [unit.payload for unit in largest]
+    model.run(payloads)
+    started = time.monotonic()
+    model.run(payloads)
+    elapsed = max(1e-6, time.monotonic() - started)
+    model.tokens_per_second = sum(unit.rows * unit.length for unit in largest) / elapsed
+
+
+def _compare(model: Model, what: str, expected: Array, found: Array) -> None:
+    """Raises ArtifactError unless equal (strings, shapes) or within the manifest's absolute tolerance."""
+    where = f"{model.artifact.folder / MANIFEST}: {what}"
+    tolerance = model.artifact.manifest.golden.tolerance
+    if expected.shape != found.shape:
+        raise ArtifactError(f"{where}: expected shape {list(expected.shape)}, found {list(found.shape)}")
+    if found.dtype.kind in "OUS":
+        if not np.array_equal(expected.astype(str), found.astype(str)):
+            raise ArtifactError(f"{where}: expected other strings than the model's")
+        return
+    difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
+    worst = float(difference.max(initial=0.0))
+    if not worst <= tolerance:
+        place = (
+            tuple(int(i) for i in np.unravel_index(np.nanargmax(difference), difference.shape))
+            if worst == worst
+            else ()
+        )
+        raise ArtifactError(
+            f"{where}: outside tolerance {tolerance:g}: expected {expected[place]!s}, found {found[place]!s} "
+            f"(off by {worst:.3g})"
+        )
+    model.golden_error = max(model.golden_error, worst)

@@ -1,0 +1,228 @@
+"""Wires the service, and reads as its life: settings → verify → load → warm → serve → drain.
+
+`python -m app` serves; `create_app(settings)` builds the application for any ASGI server.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import __version__, logs
+from app.batcher import Limits
+from app.edge import BodyReader, Edge, Traffic, error_response, json_response
+from app.errors import ConfigError, RequestError, StartupError
+from app.gate import Model, pass_gate
+from app.gpu import GpuSampler
+from app.metrics import Metrics
+from app.oip import protocol_router
+from app.predictor import Predictor
+from app.routes import service_router
+from app.settings import Settings, cpu_quota, read_settings, unknown_variables
+
+TERMINATION_LOG = Path("/dev/termination-log")
+# Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
+KEEP_ALIVE_SECONDS = 65
+CUDA_RUNNERS = 2
+# Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
+BACKLOG = 2048
+
+
+def stop_process(error: StartupError) -> None:
+    """Ends the process with the error's exit code; its one line goes to stderr and to the termination log."""
+    line = f"sentiment-inference: {error}"
+    print(line, file=sys.stderr, flush=True)
+    if TERMINATION_LOG.exists():
+        with suppress(OSError):  # a read-only file there must not hide the exit code
+            TERMINATION_LOG.write_text(line)
+    sys.stdout.flush()
+    # Nothing was accepted yet, so there is nothing to unwind; the exit code survives whatever server runs us.
+    os._exit(error.exit_code)
+
+
+def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupError], None] = stop_process) -> FastAPI:
+    """The application. Its lifespan passes the gate in the background; `/ready` says when.
+
+    settings: from the environment if None. on_fatal: called when the model does not pass the gate.
+    """
+    if settings is None:
+        try:
+            settings = read_settings()
+        except ConfigError as error:
+            stop_process(error)
+            raise
+    logs.configure(settings.log_level, settings.log_format)
+    metrics = Metrics()
+    predictor = Predictor(metrics)
+    bodies = BodyReader(settings, metrics)
+    traffic = Traffic()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(_open(settings, predictor, on_fatal))
+        gpu = GpuSampler.start(metrics.registry) if settings.provider != "cpu" else None
+        yield
+        opening.cancel()
+        predictor.close()
+        if gpu is not None:
+            gpu.stop()
+
+    app = FastAPI(title="sentiment-inference", version=__version__, lifespan=lifespan)
+    app.include_router(service_router(predictor, metrics, bodies))
+    app.include_router(protocol_router(predictor, bodies))
+    app.add_middleware(Edge, settings=settings, metrics=metrics, predictor=predictor, traffic=traffic)
+
+    async def on_request_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return error_response(request, error, metrics)
+
+    async def on_http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+    async def on_validation_error(_: Request, __: Exception) -> Response:
+        # FastAPI's own answer would echo the input.
+        return json_response({"error": "invalid request"}, 422)
+
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.state.predictor = predictor
+    app.state.traffic = traffic
+    return app
+
+
+async def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupError], None]) -> None:
+    """Passes the gate and starts serving; a model that does not pass ends the process."""
+
+    def at(stage: str) -> None:
+        predictor.stage = stage
+
+    log = logs.logger()
+    for name in unknown_variables():
+        log.warning("unknown setting", variable=name)
+    try:
+        model = await asyncio.to_thread(
+            pass_gate,
+            settings.model_dir,
+            digest=settings.model_digest,
+            provider=settings.provider,
+            max_batch_rows=settings.max_batch_rows,
+            max_batch_tokens=settings.max_batch_tokens,
+            on_stage=at,
+        )
+    except StartupError as error:
+        on_fatal(error)
+        return
+    if settings.provider == "auto" and model.session.provider == "cpu":
+        log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")
+    predictor.serve(model, limits_of(settings, model))
+    manifest = model.artifact.manifest
+    log.info(
+        "ready",
+        model=manifest.name,
+        model_version=manifest.version,
+        digest=model.artifact.digest,
+        provider=model.session.provider,
+        stage_seconds={stage: round(seconds, 3) for stage, seconds in model.stage_seconds.items()},
+    )
+
+
+def limits_of(settings: Settings, model: Model) -> Limits:
+    """The batcher's bounds, with "auto" resolved for the provider that is truly in use."""
+    runners = settings.runners
+    if runners == "auto":
+        runners = CUDA_RUNNERS if model.session.provider == "cuda" else cpu_quota()
+    return Limits(
+        runners,
+        model.batch_rows,
+        model.batch_tokens,
+        settings.max_queue_rows,
+        settings.batch_delay_ms / 1000,
+        settings.runner_timeout_seconds,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
+    request is on its way to."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_timeout_seconds: float) -> None:
+        super().__init__(config)
+        self._predictor: Predictor = app.state.predictor
+        self._traffic: Traffic = app.state.traffic
+        self._timeout = drain_timeout_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; from here on a signal can be handed to the loop."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
+        if self._loop is None or self._drain is not None:
+            self.should_exit = self.force_exit = True
+            return
+        # A signal may interrupt anything, metrics' locks included: only the loop may act on it.
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._drain_then_stop())
+
+    async def _drain_then_stop(self) -> None:
+        log = logs.logger()
+        self._predictor.drain()
+        log.info("draining", in_flight=self._traffic.in_flight)
+        if not await self._traffic.idle(self._timeout):
+            log.warning("drain timeout", in_flight=self._traffic.in_flight)
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError naming the address if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {error.strerror}") from None
+
+
+def main() -> None:
+    """`python -m app`: serves until SIGTERM or SIGINT."""
+    try:
+        settings = read_settings()
+        sock = listen(settings.host, settings.port)
+    except StartupError as error:
+        stop_process(error)
+        raise
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        # Logging is set up by the application; its own line per request replaces uvicorn's.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # What the drain has not finished by then is cut.
+        timeout_graceful_shutdown=1,
+        backlog=BACKLOG,
+    )
+    logs.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
+    Server(config, app, settings.drain_timeout_seconds).run(sockets=[sock])

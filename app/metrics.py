@@ -1,0 +1,90 @@
+"""Every metric of the service, declared once; incremented where the thing happens. Base units throughout."""
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from app.errors import REJECT_REASONS, STATUSES
+
+ROUTES = ("/predict", "/predict/batch", "/v2/models/infer")
+STAGES = ("verifying", "loading", "warming")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
+
+
+class Metrics:
+    """One registry per application, so that two applications in one process do not add up."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("inference_requests_total", "Inference requests answered.", "route", "code")
+        self.duration = histogram(
+            "inference_request_duration_seconds", "From the request's first byte to its answer.", _SECONDS, "route"
+        )
+        self.in_flight = gauge("inference_requests_in_flight", "Inference requests not answered yet.")
+        self.queue_rows = gauge("inference_queue_rows", "Rows that wait for a runner.")
+        self.queue_wait = histogram("inference_queue_wait_seconds", "A row's wait for a runner.", _SECONDS)
+        self.run = histogram("inference_run_seconds", "One run of the model on one batch.", _SECONDS)
+        self.batch_rows = histogram("inference_batch_rows", "Rows in one run.", _ROWS)
+        self.tokens = counter("inference_tokens_total", "Tokens the model computed.", "kind")
+        self.runners = gauge("inference_runners", "Concurrent runs of the model.")
+        self.runner_busy = counter("inference_runner_busy_seconds_total", "Time spent in runs, summed over runners.")
+        self.rejected = counter("inference_rejected_total", "Requests refused or given up.", "reason")
+        self.request_bytes = histogram("inference_request_bytes", "Size of request bodies.", _BYTES)
+        self.load = gauge("model_load_seconds", "Time each stage took before the model was ready.", "stage")
+        self.ready = gauge("model_ready", "1 while the model may answer.")
+        self.info = gauge(
+            "model_info", "The model that is loaded.", "name", "version", "digest", "provider", "precision"
+        )
+        for route in ROUTES:
+            self.duration.labels(route)
+            for status in STATUSES:
+                self.requests.labels(route, str(status))
+        for kind in ("real", "padding"):
+            self.tokens.labels(kind)
+        for reason in REJECT_REASONS:
+            self.rejected.labels(reason)
+        for stage in STAGES:
+            self.load.labels(stage)
+
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """Reads the queue when scraped, so that the gauge cannot drift from it."""
+        self.queue_rows.set_function(rows)
+
+    def render(self) -> bytes:
+        """Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class GpuMetrics:
+    """Gauges of the GPUs this process can see; created only where there is one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, ["gpu"], registry=registry)
+
+        self.utilization = gauge("gpu_utilization_ratio", "Share of time that a kernel ran, 0 to 1.")
+        self.memory_used = gauge("gpu_memory_used_bytes", "GPU memory in use.")
+        self.memory_total = gauge("gpu_memory_total_bytes", "GPU memory there is.")
+        self.power = gauge("gpu_power_watts", "Power draw.")

@@ -1,0 +1,220 @@
+"""Open Inference Protocol v2 over HTTP: health, metadata, configuration, statistics, inference.
+
+Field names follow the protocol and Triton's extensions of it, which the public `tritonclient` expects.
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app import __version__
+from app.artifact import TensorSpec
+from app.edge import BodyReader, CancelOnDisconnect, Exchange, json_response
+from app.errors import BadRequest, Invalid
+from app.gate import Model
+from app.oip_codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
+from app.predictor import Predictor
+from app.routes import DirectRoute, decode_json, documented, refuse_compressed, timing_headers
+from app.task import TextTask
+from app.tensors import Tensors
+
+SERVER_NAME = "sentiment-inference"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+
+
+def interface(model: Model) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Inputs and outputs as clients see them: text classification takes text, not token ids."""
+    manifest = model.artifact.manifest
+    if not isinstance(model.task, TextTask):
+        return manifest.inputs, manifest.outputs
+    outputs = [
+        TensorSpec("label", "BYTES", [-1]),
+        TensorSpec("score", "FP32", [-1]),
+        TensorSpec("probabilities", "FP32", [-1, len(manifest.labels)]),
+    ]
+    return [TensorSpec("text", "BYTES", [-1])], outputs
+
+
+def configuration(model: Model, queue_rows: int, runners: int) -> dict[str, Any]:
+    """The model's configuration as Triton's model configuration extension words it."""
+    manifest = model.artifact.manifest
+    inputs, outputs = interface(model)
+    # With a batch size Triton's `dims` leave the first axis out. Text keeps it: its rows are the only axis.
+    batched = manifest.batching and not isinstance(model.task, TextTask)
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
+        return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": spec.shape[1:] if batched else spec.shape}
+
+    return {
+        "name": manifest.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": queue_rows if batched else 0,
+        "input": [tensor(spec) for spec in inputs],
+        "output": [tensor(spec) for spec in outputs],
+        "instance_group": [{"kind": "KIND_GPU" if model.session.provider == "cuda" else "KIND_CPU", "count": runners}],
+        "dynamic_batching": {"preferred_batch_size": [model.batch_rows]},
+    }
+
+
+def statistics_of(predictor: Predictor, model: Model) -> dict[str, Any]:
+    """Totals since start as Triton's statistics extension words them; times in nanoseconds."""
+    totals, manifest = predictor.statistics, model.artifact.manifest
+
+    def entry(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": int(seconds * 1e9)}
+
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "last_inference": int(totals.last_unix_seconds * 1000),
+        "inference_count": totals.rows,
+        "execution_count": totals.runs,
+        "inference_stats": {
+            "success": entry(totals.succeeded, totals.succeeded_seconds),
+            "fail": entry(totals.failed, totals.failed_seconds),
+            "queue": entry(totals.succeeded, totals.queue_seconds),
+            "compute_infer": entry(totals.succeeded, totals.inference_seconds),
+        },
+        "batch_stats": [],
+    }
+
+
+async def infer_text(predictor: Predictor, tensors: Tensors, exchange: Exchange) -> Tensors:
+    """Input `text` BYTES [rows] → `label` BYTES [rows], `score` FP32 [rows], `probabilities` FP32 [rows, labels]."""
+    text = tensors.get("text")
+    if text is None or len(tensors) != 1:
+        raise Invalid("inputs: expected one, named text")
+    if text.ndim != 1 or text.dtype != np.object_ or not text.size:
+        raise Invalid(f"inputs[0]: expected BYTES [rows] with at least one row, found {text.dtype} {list(text.shape)}")
+    rows = decode_strings(text, "inputs[0]").tolist()
+    predictions = await predictor.classify(rows, exchange.deadline, exchange.usage)
+    return {
+        "label": np.array([prediction.label for prediction in predictions], np.object_),
+        "score": np.array([prediction.score for prediction in predictions], np.float32),
+        "probabilities": np.stack([prediction.probabilities for prediction in predictions]),
+    }
+
+
+async def infer_tensors(predictor: Predictor, model: Model, tensors: Tensors, exchange: Exchange) -> Tensors:
+    """The model's own inputs and outputs. Raises Invalid if an input is not as the manifest says."""
+    for spec in model.artifact.manifest.inputs:
+        array = tensors.get(spec.name)
+        if array is None:
+            raise Invalid(f"inputs: expected {[spec.name for spec in model.artifact.manifest.inputs]}")
+        if (spec.datatype == "BYTES") != (array.dtype == np.object_) or (
+            spec.datatype != "BYTES" and array.dtype != _dtype(spec)
+        ):
+            raise Invalid(f"input {spec.name!r}: datatype: expected {spec.datatype}")
+        if spec.datatype == "BYTES":
+            tensors[spec.name] = decode_strings(array, f"input {spec.name!r}")
+    return await predictor.infer(tensors, exchange.deadline, exchange.usage)
+
+
+def _dtype(spec: TensorSpec) -> Any:
+    from app.tensors import DTYPES
+
+    return DTYPES[spec.datatype]
+
+
+def protocol_router(predictor: Predictor, bodies: BodyReader) -> APIRouter:
+    """Routes under /v2 that answer from `predictor`."""
+    router = APIRouter(prefix="/v2", route_class=DirectRoute)
+    decoder = msgspec.json.Decoder(InferRequest)
+
+    def named(request: Request) -> Model:
+        parameters = request.path_params
+        return predictor.named(parameters["model_name"], parameters.get("model_version"))
+
+    @router.get("", **documented(None, None))
+    async def server(_: Request) -> Response:
+        """Server metadata."""
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
+
+    @router.get("/health/live", **documented(None, None, 503))
+    async def live(_: Request) -> Response:
+        """As /live."""
+        stuck = predictor.stuck()
+        return json_response({"error": stuck}, 503) if stuck else json_response({"live": True})
+
+    @router.get("/health/ready", **documented(None, None, 503))
+    async def ready(_: Request) -> Response:
+        """As /ready."""
+        predictor.require_ready()
+        return json_response({"ready": True})
+
+    async def metadata(request: Request) -> Response:
+        """Model metadata: inputs and outputs."""
+        model = named(request)
+        manifest = model.artifact.manifest
+        inputs, outputs = interface(model)
+        content = {"name": manifest.name, "versions": [manifest.version], "platform": "onnxruntime_onnx"}
+        return json_response({**content, "inputs": inputs, "outputs": outputs})
+
+    async def model_ready(request: Request) -> Response:
+        """Whether this model may answer."""
+        name = named(request).artifact.manifest.name
+        predictor.require_ready()
+        return json_response({"name": name, "ready": True})
+
+    async def config(request: Request) -> Response:
+        """Model configuration."""
+        model, limits = named(request), predictor.limits
+        assert limits is not None
+        return json_response(configuration(model, limits.queue_rows, limits.runners))
+
+    async def stats(request: Request) -> Response:
+        """Statistics since start."""
+        return json_response({"model_stats": [statistics_of(predictor, named(request))]})
+
+    async def infer(request: Request) -> Response:
+        """Inference: JSON, or JSON followed by binary tensors."""
+        predictor.require_ready()
+        model = named(request)
+        exchange: Exchange = request.scope["exchange"]
+        refuse_compressed(request)
+        body = await bodies.read(request)
+        head, binary = split_body(body, request.headers.get("inference-header-content-length"))
+        content = decode_json(head, decoder)
+        tensors = decode_tensors(content, binary)
+        timeout_us = content.parameters.get("timeout")
+        if timeout_us is not None:
+            if type(timeout_us) is not int or timeout_us < 0:
+                raise BadRequest("parameters: timeout: expected microseconds")
+            if timeout_us:
+                exchange.deadline = min(exchange.deadline, exchange.started + timeout_us / 1e6)
+        async with CancelOnDisconnect(request):
+            if isinstance(model.task, TextTask):
+                outputs = await infer_text(predictor, tensors, exchange)
+            else:
+                outputs = await infer_tensors(predictor, model, tensors, exchange)
+        manifest = model.artifact.manifest
+        answer, header_length = encode_response(content, manifest.name, manifest.version, outputs)
+        headers = timing_headers(request, predictor)
+        if header_length is None:
+            return Response(answer, headers=headers, media_type="application/json")
+        headers["inference-header-content-length"] = str(header_length)
+        return Response(answer, headers=headers, media_type="application/octet-stream")
+
+    for path in ("/models/{model_name}", "/models/{model_name}/versions/{model_version}"):
+        versioned = "version" in path
+        for suffix, endpoint in (("", metadata), ("/ready", model_ready), ("/config", config), ("/stats", stats)):
+            router.add_api_route(
+                path + suffix,
+                endpoint,
+                methods=["GET"],
+                include_in_schema=not versioned,
+                **documented(None, None, 404, 503),
+            )
+        router.add_api_route(
+            path + "/infer",
+            infer,
+            methods=["POST"],
+            include_in_schema=not versioned,
+            **documented(InferRequest, None, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+        )
+    return router

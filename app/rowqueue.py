@@ -1,0 +1,169 @@
+"""The queue behind the batcher: which waiting rows make the next batch. Plain data, no threads, no clock but age.
+
+A batch starts with the oldest live row and grows by the rows closest to it in length: padding is what a batch costs
+on a CPU. Rows whose future is done are dead (answered, timed out, abandoned) and are dropped when met.
+"""
+
+import time
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+
+class Unit(Protocol):
+    """What the queue needs to know of a unit of work; `length` in tokens, `rows` along the first axis."""
+
+    @property
+    def payload(self) -> object: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def key(self) -> Hashable: ...
+
+
+class Done(Protocol):
+    """The part of a future that says whether anybody still waits."""
+
+    def done(self) -> bool: ...
+
+
+class Row:
+    """A unit in the queue. `tag` is the owner's; `order` and `born` are the queue's."""
+
+    __slots__ = ("born", "future", "order", "queued", "submitted", "tag", "unit")
+
+    def __init__(self, unit: Unit, future: Any, tag: Any, submitted: float) -> None:
+        self.unit = unit
+        self.future = future
+        self.tag = tag
+        self.submitted = submitted
+        self.order = (unit.length, 0)
+        self.born = 0
+        self.queued = False
+
+
+def _order(row: Row) -> tuple[int, int]:
+    return row.order
+
+
+class RowQueue:
+    """Bounded by its user (see `rows`). Not safe for threads by itself."""
+
+    def __init__(self, batch_rows: int, batch_tokens: int, queue_rows: int) -> None:
+        self.batch_rows = batch_rows
+        self.batch_tokens = batch_tokens
+        # A row that has seen this many batches go by is served in order of age, so nobody passes it any more. Twice
+        # what emptying a full queue needs: it does not bind in ordinary overload, where sorting pays most.
+        self.max_passed = 2 * -(-queue_rows // batch_rows)
+        self.rows = 0
+        self.tokens = 0
+        self._ages: deque[Row] = deque()
+        self._lengths: dict[Hashable, list[Row]] = {}
+        self._pushed = 0
+        self._passes = 0
+
+    def push(self, row: Row) -> None:
+        """Adds a row as the youngest."""
+        self._pushed += 1
+        row.order = (row.unit.length, self._pushed)
+        row.born = self._passes
+        row.queued = True
+        self._ages.append(row)
+        insort(self._lengths.setdefault(row.unit.key, []), row, key=_order)
+        self.rows += row.unit.rows
+        self.tokens += row.unit.rows * row.unit.length
+
+    def fill_delay(self, delay_seconds: float) -> float:
+        """Seconds that a batch may still wait for more rows; 0 when the oldest has waited enough or one is full."""
+        head = self._head()
+        if head is None or delay_seconds <= 0 or self.rows >= self.batch_rows:
+            return 0.0
+        return max(0.0, head.submitted + delay_seconds - time.monotonic())
+
+    def take(self) -> list[Row]:
+        """Removes and returns the next batch; empty when no live row waits.
+
+        At least one row, however large; beyond that at most `batch_rows` rows and `batch_tokens` padded tokens.
+        """
+        head = self._head()
+        if head is None:
+            return []
+        batch = self._oldest(head) if self._passes - head.born >= self.max_passed else self._closest(head)
+        for row in batch:
+            self._forget(row)
+        return [row for row in batch if not row.future.done()]
+
+    def clear(self) -> list[Row]:
+        """Removes and returns all rows, oldest first."""
+        left = [row for row in self._ages if row.queued]
+        for row in left:
+            row.queued = False
+        self._ages.clear()
+        self._lengths.clear()
+        self.rows = self.tokens = 0
+        return left
+
+    def _head(self) -> Row | None:
+        ages = self._ages
+        while ages:
+            row = ages[0]
+            if row.queued and not row.future.done():
+                return row
+            ages.popleft()
+            if row.queued:
+                self._forget(row)
+        return None
+
+    def _forget(self, row: Row) -> None:
+        """Takes a row out of the length index and the counts; `_ages` drops it when it comes to the front."""
+        row.queued = False
+        line = self._lengths[row.unit.key]
+        del line[bisect_left(line, row.order, key=_order)]
+        if not line:
+            del self._lengths[row.unit.key]
+        self.rows -= row.unit.rows
+        self.tokens -= row.unit.rows * row.unit.length
+
+    def _fits(self, rows: int, longest: int) -> bool:
+        return rows <= self.batch_rows and rows * longest <= self.batch_tokens
+
+    def _oldest(self, head: Row) -> list[Row]:
+        """The oldest rows that may share the head's run, in order: nobody is passed over."""
+        batch, rows, longest = [head], head.unit.rows, head.unit.length
+        for row in self._ages:
+            if row is head or not row.queued or row.future.done():
+                continue
+            longest = max(longest, row.unit.length)
+            rows += row.unit.rows
+            if row.unit.key != head.unit.key or not self._fits(rows, longest):
+                break
+            batch.append(row)
+        return batch
+
+    def _closest(self, head: Row) -> list[Row]:
+        """The head and its neighbours by length, nearest first."""
+        line = self._lengths[head.unit.key]
+        low = bisect_left(line, head.order, key=_order)
+        high = low + 1
+        length, rows, longest = head.unit.length, head.unit.rows, head.unit.length
+        while True:
+            shorter = line[low - 1] if low > 0 else None
+            longer = line[high] if high < len(line) else None
+            # On a tie the shorter one: it adds no padding to the rows already taken.
+            left = shorter is not None and (
+                longer is None or length - shorter.unit.length <= longer.unit.length - length
+            )
+            row = shorter if left else longer
+            if row is None:
+                break
+            if not row.future.done():
+                if not self._fits(rows + row.unit.rows, max(longest, row.unit.length)):
+                    break
+                rows += row.unit.rows
+                longest = max(longest, row.unit.length)
+            low, high = (low - 1, high) if left else (low, high + 1)
+        self._passes += 1
+        return line[low:high]

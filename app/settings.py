@@ -1,0 +1,73 @@
+"""One frozen Settings, read from `APP_*` variables, and what "auto" means on this machine's CPU quota."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import ConfigError
+
+PREFIX = "APP_"
+Auto = Literal["auto"]
+AutoOrCount = Auto | Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """All settings. Environment names are these in capitals behind `APP_`; units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", protected_namespaces=())
+
+    model_dir: Path = Field(Path("model/sentiment"), description="artifact folder")
+    model_digest: str = Field("", pattern="^([0-9a-f]{64})?$", description="sha256 that manifest.json must have")
+    provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="execution provider; auto may fall back")
+    runners: AutoOrCount = Field("auto", description="concurrent model runs; auto: CPU quota, or 2 on CUDA")
+    max_batch_rows: AutoOrCount = Field("auto", description="rows in one run; auto: by provider")
+    max_batch_tokens: AutoOrCount = Field("auto", description="rows x longest row in one run; auto: by provider")
+    batch_delay_ms: float = Field(0, ge=0, le=1000, description="how long a free runner waits for a fuller batch")
+    max_queue_rows: int = Field(512, ge=1, le=1_000_000, description="rows that may wait; beyond: 503")
+    request_timeout_ms: float = Field(5000, gt=0, le=3_600_000, description="from first byte to answer")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="request body; beyond: 413")
+    drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
+    runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+
+def read_settings() -> Settings:
+    """Settings from the environment. Raises ConfigError: one line naming the variable and what it may be."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        found = os.environ.get(name, first.get("input"))
+        raise ConfigError(f"{name}={found!r} is not valid: {first['msg']}") from None
+
+
+def unknown_variables() -> list[str]:
+    """`APP_*` variables that no setting reads: most likely misspelt."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Whole CPUs this process may use: the smaller of its affinity and its cgroup quota (v2, then v1), at least 1.
+
+    A container with a quota of 2 on a 64-core node must not start 64 runners and be throttled.
+    """
+    cpus = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            quota = period = "max"
+    if quota not in ("max", "-1"):
+        cpus = min(cpus, int(quota) / int(period))
+    return max(1, int(cpus))

@@ -1,0 +1,31 @@
+"""The readiness gate, offline: `python -m model.verify DIR`. Exit 0, or the server's own error line and exit code."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from app.errors import StartupError
+from app.gate import pass_gate
+
+
+def main() -> None:
+    """Command line of `python -m model.verify`."""
+    parser = argparse.ArgumentParser(prog="python -m model.verify", description=__doc__)
+    parser.add_argument("folder", type=Path, help="artifact folder")
+    parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
+    parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    try:
+        model = pass_gate(args.folder, digest=args.digest, provider=args.provider)
+    except StartupError as error:
+        print(f"model.verify: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    manifest = model.artifact.manifest
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in model.stage_seconds.items())
+    print(f"{args.folder}: {manifest.name} {manifest.version} passes on {model.session.provider} ({stages})")
+    print(f"digest {model.artifact.digest}")
+    print(f"golden outputs within {model.golden_error:.2g} of a tolerance of {manifest.golden.tolerance:g}")
+
+
+if __name__ == "__main__":
+    main()
