@@ -42,8 +42,14 @@ format: $(VENV)/dev ## rewrite files in the project's style
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
 	$(BIN)/python -m model.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda
 
+LOCK := pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml
+
 lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses
-	$(BIN)/python docker/lock.py
+	$(PIP) install pip-tools
+	$(BIN)/$(LOCK) --extra cpu -o docker/requirements-cpu.txt
+	$(BIN)/$(LOCK) --extra gpu -o docker/requirements-gpu.txt
+	$(BIN)/$(LOCK) --extra cpu --extra dev -o docker/requirements-dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

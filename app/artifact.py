@@ -165,7 +165,7 @@ def check_labels(labels: Sequence[str], outputs: Sequence[TensorSpec], where: st
         )
     if spec.shape[1] not in (-1, len(labels)) or len(set(labels)) != len(labels) or len(labels) < 2:
         raise ArtifactError(
-            f"{where}: `labels`: expected {spec.shape[1]} different ones as output {spec.name!r} has, found {len(labels)}"
+            f"{where}: `labels`: expected {spec.shape[1]} different ones, as {spec.name!r} has, found {len(labels)}"
         )
 
 
