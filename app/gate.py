@@ -6,7 +6,7 @@ The server runs it in a thread before `/ready` answers 200; `python -m model.ver
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,7 +131,7 @@ def _warm_tensors(model: Model) -> None:
         one: Tensors = {name: array[:1] for name, array in inputs.items()}
         tile = {name: np.repeat(array, model.batch_rows, axis=0) for name, array in one.items()}
         largest = [Encoded(tile, 1, model.batch_rows)]
-        _measure(model, [replace(units[0], payload=one, rows=1)], largest)
+        _measure(model, [units[0]._replace(payload=one, rows=1)], largest)
     else:
         _measure(model, units, units)
     results: list[Tensors] = [model.run([unit.payload])[0] for unit in units]

@@ -16,18 +16,20 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
 from app.batcher import Limits
-from app.edge import BodyReader, Edge, Traffic, error_response, json_response
+from app.edge import Edge, Traffic
 from app.errors import ConfigError, RequestError, StartupError
+from app.exchange import error_answer
 from app.gate import Model, pass_gate
 from app.gpu import GpuSampler
 from app.metrics import Metrics
-from app.oip import protocol_router
+from app.oip import infer_handler, protocol_router
 from app.predictor import Predictor
-from app.routes import service_router
+from app.routes import service_handlers, service_router
 from app.settings import Settings, cpu_quota, read_settings, unknown_variables
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -50,7 +52,7 @@ def stop_process(error: StartupError) -> None:
     os._exit(error.exit_code)
 
 
-def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupError], None] = stop_process) -> FastAPI:
+def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupError], None] = stop_process) -> "Service":
     """The application. Its lifespan passes the gate in the background; `/ready` says when.
 
     settings: from the environment if None. on_fatal: called when the model does not pass the gate.
@@ -64,8 +66,8 @@ def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupErro
     logs.configure(settings.log_level, settings.log_format)
     metrics = Metrics()
     predictor = Predictor(metrics)
-    bodies = BodyReader(settings, metrics)
     traffic = Traffic()
+    handlers = {**service_handlers(predictor), "/v2/models/infer": infer_handler(predictor)}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,29 +79,44 @@ def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupErro
         if gpu is not None:
             gpu.stop()
 
-    app = FastAPI(title="sentiment-inference", version=__version__, lifespan=lifespan)
-    app.include_router(service_router(predictor, metrics, bodies))
-    app.include_router(protocol_router(predictor, bodies))
-    app.add_middleware(Edge, settings=settings, metrics=metrics, predictor=predictor, traffic=traffic)
-
-    async def on_request_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
-        return error_response(request, error, metrics)
-
-    async def on_http_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return json_response({"error": error.detail}, error.status_code, dict(error.headers or {}))
-
-    async def on_validation_error(_: Request, __: Exception) -> Response:
-        # FastAPI's own answer would echo the input.
-        return json_response({"error": "invalid request"}, 422)
-
-    app.add_exception_handler(RequestError, on_request_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.state.predictor = predictor
-    app.state.traffic = traffic
+    app = Service(title="sentiment-inference", version=__version__, lifespan=lifespan)
+    app.include_router(service_router(predictor, metrics, handlers))
+    app.include_router(protocol_router(predictor, handlers["/v2/models/infer"]))
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.predictor, app.traffic = predictor, traffic
+    app.edge = Edge(super(Service, app).__call__, handlers, settings, metrics, predictor, traffic)
     return app
+
+
+class Service(FastAPI):
+    """FastAPI behind the edge, which answers inference requests before FastAPI sees them."""
+
+    edge: Edge
+    predictor: Predictor
+    traffic: Traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI says."""
+        await self.edge(scope, receive, send)
+
+
+async def _on_request_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    answer = error_answer(error)
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(answer.body, answer.status, headers, "application/json")
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _on_validation_error(_: Request, __: Exception) -> Response:
+    # FastAPI's own answer would echo the input.
+    return JSONResponse({"error": "invalid request"}, 422)
 
 
 async def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupError], None]) -> None:
@@ -157,10 +174,10 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_timeout_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: Service, drain_timeout_seconds: float) -> None:
         super().__init__(config)
-        self._predictor: Predictor = app.state.predictor
-        self._traffic: Traffic = app.state.traffic
+        self._predictor = app.predictor
+        self._traffic = app.traffic
         self._timeout = drain_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
@@ -219,6 +236,8 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing here depends on the client's address.
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # What the drain has not finished by then is cut.
         timeout_graceful_shutdown=1,

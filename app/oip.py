@@ -7,21 +7,24 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from app import __version__
 from app.artifact import TensorSpec
-from app.edge import BodyReader, CancelOnDisconnect, Exchange, json_response
+from app.edge import Handler
 from app.errors import BadRequest, Invalid
+from app.exchange import Answer, Exchange
 from app.gate import Model
 from app.oip_codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
 from app.predictor import Predictor
-from app.routes import DirectRoute, decode_json, documented, refuse_compressed, timing_headers
+from app.routes import decode_json, describe, refuse_compressed, timing_headers
 from app.task import TextTask
-from app.tensors import Tensors
+from app.tensors import DTYPES, Tensors
 
 SERVER_NAME = "sentiment-inference"
+JSON = "application/json"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 
 
@@ -106,79 +109,24 @@ async def infer_tensors(predictor: Predictor, model: Model, tensors: Tensors, ex
         array = tensors.get(spec.name)
         if array is None:
             raise Invalid(f"inputs: expected {[spec.name for spec in model.artifact.manifest.inputs]}")
-        if (spec.datatype == "BYTES") != (array.dtype == np.object_) or (
-            spec.datatype != "BYTES" and array.dtype != _dtype(spec)
-        ):
+        if array.dtype != DTYPES[spec.datatype]:
             raise Invalid(f"input {spec.name!r}: datatype: expected {spec.datatype}")
         if spec.datatype == "BYTES":
             tensors[spec.name] = decode_strings(array, f"input {spec.name!r}")
     return await predictor.infer(tensors, exchange.deadline, exchange.usage)
 
 
-def _dtype(spec: TensorSpec) -> Any:
-    from app.tensors import DTYPES
-
-    return DTYPES[spec.datatype]
-
-
-def protocol_router(predictor: Predictor, bodies: BodyReader) -> APIRouter:
-    """Routes under /v2 that answer from `predictor`."""
-    router = APIRouter(prefix="/v2", route_class=DirectRoute)
+def infer_handler(predictor: Predictor) -> Handler:
+    """Handler of …/infer."""
     decoder = msgspec.json.Decoder(InferRequest)
 
-    def named(request: Request) -> Model:
-        parameters = request.path_params
-        return predictor.named(parameters["model_name"], parameters.get("model_version"))
-
-    @router.get("", **documented(None, None))
-    async def server(_: Request) -> Response:
-        """Server metadata."""
-        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
-
-    @router.get("/health/live", **documented(None, None, 503))
-    async def live(_: Request) -> Response:
-        """As /live."""
-        stuck = predictor.stuck()
-        return json_response({"error": stuck}, 503) if stuck else json_response({"live": True})
-
-    @router.get("/health/ready", **documented(None, None, 503))
-    async def ready(_: Request) -> Response:
-        """As /ready."""
-        predictor.require_ready()
-        return json_response({"ready": True})
-
-    async def metadata(request: Request) -> Response:
-        """Model metadata: inputs and outputs."""
-        model = named(request)
-        manifest = model.artifact.manifest
-        inputs, outputs = interface(model)
-        content = {"name": manifest.name, "versions": [manifest.version], "platform": "onnxruntime_onnx"}
-        return json_response({**content, "inputs": inputs, "outputs": outputs})
-
-    async def model_ready(request: Request) -> Response:
-        """Whether this model may answer."""
-        name = named(request).artifact.manifest.name
-        predictor.require_ready()
-        return json_response({"name": name, "ready": True})
-
-    async def config(request: Request) -> Response:
-        """Model configuration."""
-        model, limits = named(request), predictor.limits
-        assert limits is not None
-        return json_response(configuration(model, limits.queue_rows, limits.runners))
-
-    async def stats(request: Request) -> Response:
-        """Statistics since start."""
-        return json_response({"model_stats": [statistics_of(predictor, named(request))]})
-
-    async def infer(request: Request) -> Response:
+    async def infer(exchange: Exchange) -> Answer:
         """Inference: JSON, or JSON followed by binary tensors."""
-        predictor.require_ready()
-        model = named(request)
-        exchange: Exchange = request.scope["exchange"]
-        refuse_compressed(request)
-        body = await bodies.read(request)
-        head, binary = split_body(body, request.headers.get("inference-header-content-length"))
+        parameters = exchange.path_params
+        model = predictor.named(parameters["model_name"] or "", parameters["model_version"])
+        refuse_compressed(exchange)
+        body = await exchange.body()
+        head, binary = split_body(body, exchange.header(b"inference-header-content-length"))
         content = decode_json(head, decoder)
         tensors = decode_tensors(content, binary)
         timeout_us = content.parameters.get("timeout")
@@ -187,34 +135,73 @@ def protocol_router(predictor: Predictor, bodies: BodyReader) -> APIRouter:
                 raise BadRequest("parameters: timeout: expected microseconds")
             if timeout_us:
                 exchange.deadline = min(exchange.deadline, exchange.started + timeout_us / 1e6)
-        async with CancelOnDisconnect(request):
-            if isinstance(model.task, TextTask):
-                outputs = await infer_text(predictor, tensors, exchange)
-            else:
-                outputs = await infer_tensors(predictor, model, tensors, exchange)
+        if isinstance(model.task, TextTask):
+            outputs = await exchange.unless_gone(infer_text(predictor, tensors, exchange))
+        else:
+            outputs = await exchange.unless_gone(infer_tensors(predictor, model, tensors, exchange))
         manifest = model.artifact.manifest
         answer, header_length = encode_response(content, manifest.name, manifest.version, outputs)
-        headers = timing_headers(request, predictor)
+        headers = timing_headers(exchange, predictor)
         if header_length is None:
-            return Response(answer, headers=headers, media_type="application/json")
-        headers["inference-header-content-length"] = str(header_length)
-        return Response(answer, headers=headers, media_type="application/octet-stream")
+            return Answer(200, answer, headers)
+        headers.append((b"inference-header-content-length", b"%d" % header_length))
+        return Answer(200, answer, headers, b"application/octet-stream")
 
+    return infer
+
+
+def protocol_router(predictor: Predictor, infer: Handler) -> APIRouter:
+    """Routes under /v2 that answer from `predictor`, and the documentation of `infer`."""
+    router = APIRouter(prefix="/v2")
+    unavailable: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the body says why"}}
+
+    @router.get("")
+    async def server() -> JSONResponse:
+        """Server metadata."""
+        return JSONResponse({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
+
+    @router.get("/health/live", responses=unavailable)
+    async def live() -> JSONResponse:
+        """As /live."""
+        stuck = predictor.stuck()
+        return JSONResponse({"error": stuck}, 503) if stuck else JSONResponse({"live": True})
+
+    @router.get("/health/ready", responses=unavailable)
+    async def ready() -> JSONResponse:
+        """As /ready."""
+        predictor.require_ready()
+        return JSONResponse({"ready": True})
+
+    async def metadata(model_name: str, model_version: str | None = None) -> Response:
+        """Model metadata: inputs and outputs."""
+        model = predictor.named(model_name, model_version)
+        manifest = model.artifact.manifest
+        inputs, outputs = interface(model)
+        content = {"name": manifest.name, "versions": [manifest.version], "platform": "onnxruntime_onnx"}
+        return Response(msgspec.json.encode({**content, "inputs": inputs, "outputs": outputs}), media_type=JSON)
+
+    async def model_ready(model_name: str, model_version: str | None = None) -> JSONResponse:
+        """Whether this model may answer."""
+        name = predictor.named(model_name, model_version).artifact.manifest.name
+        predictor.require_ready()
+        return JSONResponse({"name": name, "ready": True})
+
+    async def config(model_name: str, model_version: str | None = None) -> JSONResponse:
+        """Model configuration."""
+        model, limits = predictor.named(model_name, model_version), predictor.limits
+        assert limits is not None
+        return JSONResponse(configuration(model, limits.queue_rows, limits.runners))
+
+    async def stats(model_name: str, model_version: str | None = None) -> JSONResponse:
+        """Statistics since start."""
+        return JSONResponse({"model_stats": [statistics_of(predictor, predictor.named(model_name, model_version))]})
+
+    failures: dict[int | str, dict[str, Any]] = {404: {"description": "Unknown model or version"}, **unavailable}
     for path in ("/models/{model_name}", "/models/{model_name}/versions/{model_version}"):
-        versioned = "version" in path
+        shown = "version" not in path
         for suffix, endpoint in (("", metadata), ("/ready", model_ready), ("/config", config), ("/stats", stats)):
             router.add_api_route(
-                path + suffix,
-                endpoint,
-                methods=["GET"],
-                include_in_schema=not versioned,
-                **documented(None, None, 404, 503),
+                path + suffix, endpoint, responses=failures, include_in_schema=shown, response_model=None
             )
-        router.add_api_route(
-            path + "/infer",
-            infer,
-            methods=["POST"],
-            include_in_schema=not versioned,
-            **documented(InferRequest, None, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
-        )
+        describe(router, path + "/infer", infer, InferRequest, None, include_in_schema=shown)
     return router

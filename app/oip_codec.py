@@ -50,13 +50,13 @@ class OutputTensor(Struct, omit_defaults=True):
     data: list[Any] | None = None
 
 
-class InferResponse(Struct):
+class InferResponse(Struct, omit_defaults=True):
     """The JSON part of a response."""
 
     model_name: str
     model_version: str
-    id: str
     outputs: list[OutputTensor]
+    id: str = ""
 
 
 def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
@@ -207,7 +207,7 @@ def encode_response(
         else:
             tensor.data = array.ravel().tolist()
         tensors.append(tensor)
-    header = msgspec.json.encode(InferResponse(model_name, model_version, request.id, tensors))
+    header = msgspec.json.encode(InferResponse(model_name, model_version, tensors, request.id))
     return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
 
 

@@ -1,18 +1,18 @@
 """The service's own HTTP routes: predictions, health, metrics. Decoding and encoding only."""
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
+from fastapi.responses import JSONResponse
 from msgspec import Struct
 from starlette.responses import Response
 
-from app.edge import BodyReader, CancelOnDisconnect, Exchange, json_response
-from app.errors import BadRequest, Invalid, UnsupportedMedia
+from app.edge import Handler
+from app.errors import STATUSES, BadRequest, Invalid, UnsupportedMedia
+from app.exchange import Answer, Exchange, json_answer
 from app.metrics import Metrics
-from app.predictor import Prediction, Predictor, Usage
+from app.predictor import Prediction, Predictor
 
 T = TypeVar("T")
 
@@ -41,29 +41,32 @@ class ErrorResponse(Struct):
     error: str
 
 
-class DirectRoute(APIRoute):
-    """A documented route whose endpoint takes the request and returns the response itself: FastAPI's parsing would
-    read the body without a limit, and echo it in its validation errors."""
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        return self.endpoint
+async def answered_at_the_edge(_: Request) -> Response:
+    """Stands for an inference route in FastAPI, for its OpenAPI document and its 405; requests never come this far."""
+    raise AssertionError("inference requests are answered by app.edge")
 
 
-def documented(request: type[Struct] | None, response: type[Struct] | None, *errors: int) -> dict[str, Any]:
-    """Keyword arguments that describe a DirectRoute in the OpenAPI document."""
-    answers: dict[int | str, dict[str, Any]] = {}
+def describe(
+    router: APIRouter, path: str, handler: Handler, request: type[Struct], response: type[Struct] | None, **more: Any
+) -> None:
+    """Documents an inference route that the edge answers; its words are the handler's docstring."""
+    error = {"description": "Error", "content": {"application/json": {"schema": inline_schema(ErrorResponse)}}}
+    answers: dict[int | str, dict[str, Any]] = {status: error for status in STATUSES if status not in (200, 499)}
     if response is not None:
         answers[200] = {"content": {"application/json": {"schema": inline_schema(response)}}}
-    for status in errors:
-        answers[status] = {
-            "description": "Error",
-            "content": {"application/json": {"schema": inline_schema(ErrorResponse)}},
-        }
-    extra = {}
-    if request is not None:
-        body = {"application/json": {"schema": inline_schema(request)}}
-        extra["requestBody"] = {"required": True, "content": body}
-    return {"responses": answers, "openapi_extra": extra, "response_model": None}
+    body = {"required": True, "content": {"application/json": {"schema": inline_schema(request)}}}
+    router.add_api_route(
+        path,
+        answered_at_the_edge,
+        methods=["POST"],
+        summary=(handler.__doc__ or "").splitlines()[0],
+        description=handler.__doc__,
+        responses=answers,
+        openapi_extra={"requestBody": body},
+        response_model=None,
+        operation_id=path,
+        **more,
+    )
 
 
 def inline_schema(kind: type[Struct]) -> dict[str, Any]:
@@ -94,82 +97,80 @@ def decode_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
         raise BadRequest("body: nested too deeply") from None
 
 
-def require_json(request: Request) -> None:
+def require_json(exchange: Exchange) -> None:
     """Raises UnsupportedMedia unless the content type is JSON and the body not compressed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMedia("content-type: expected application/json")
-    refuse_compressed(request)
+    refuse_compressed(exchange)
 
 
-def refuse_compressed(request: Request) -> None:
+def refuse_compressed(exchange: Exchange) -> None:
     """Raises UnsupportedMedia: a small compressed body can become any size in memory."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if (exchange.header(b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMedia("content-encoding: expected none")
 
 
-def timing_headers(request: Request, predictor: Predictor) -> dict[str, str]:
+def timing_headers(exchange: Exchange, predictor: Predictor) -> list[tuple[bytes, bytes]]:
     """`X-Model` and `Server-Timing` of an answered inference request."""
-    usage: Usage = request.scope["exchange"].usage
-    queue_ms, inference_ms = usage.queue_seconds * 1e3, usage.inference_seconds * 1e3
-    manifest = predictor.loaded().artifact.manifest
-    return {
-        "x-model": f"{manifest.name}/{manifest.version}",
-        "server-timing": f"queue;dur={queue_ms:.3f}, inference;dur={inference_ms:.3f}",
-    }
+    usage, manifest = exchange.usage, predictor.loaded().artifact.manifest
+    timing = b"queue;dur=%.3f, inference;dur=%.3f" % (usage.queue_seconds * 1e3, usage.inference_seconds * 1e3)
+    return [(b"x-model", f"{manifest.name}/{manifest.version}".encode()), (b"server-timing", timing)]
 
 
 def as_response(prediction: Prediction) -> PredictResponse:
     return PredictResponse(prediction.label, prediction.score, prediction.truncated)
 
 
-def service_router(predictor: Predictor, metrics: Metrics, bodies: BodyReader) -> APIRouter:
-    """Routes that answer from `predictor`."""
-    router = APIRouter(route_class=DirectRoute)
+def service_handlers(predictor: Predictor) -> dict[str, Handler]:
+    """Handlers of /predict and /predict/batch, by route label."""
     one, many = msgspec.json.Decoder(PredictRequest), msgspec.json.Decoder(BatchRequest)
-    failures = (400, 408, 413, 415, 422, 429, 500, 503, 504)
 
-    async def classify(request: Request, texts: list[str]) -> list[Prediction]:
-        exchange: Exchange = request.scope["exchange"]
-        async with CancelOnDisconnect(request):
-            return await predictor.classify(texts, exchange.deadline, exchange.usage)
+    async def classify(exchange: Exchange, texts: list[str]) -> list[Prediction]:
+        return await exchange.unless_gone(predictor.classify(texts, exchange.deadline, exchange.usage))
 
-    @router.post("/predict", **documented(PredictRequest, PredictResponse, *failures))
-    async def predict(request: Request) -> Response:
+    async def predict(exchange: Exchange) -> Answer:
         """Classify one text."""
-        predictor.require_ready()
-        require_json(request)
-        body = decode_json(await bodies.read(request), one)
-        (prediction,) = await classify(request, [body.text])
-        return json_response(as_response(prediction), headers=timing_headers(request, predictor))
+        require_json(exchange)
+        body = decode_json(await exchange.body(), one)
+        (prediction,) = await classify(exchange, [body.text])
+        return json_answer(as_response(prediction), timing_headers(exchange, predictor))
 
-    @router.post("/predict/batch", **documented(BatchRequest, BatchResponse, *failures))
-    async def predict_batch(request: Request) -> Response:
+    async def predict_batch(exchange: Exchange) -> Answer:
         """Classify several texts: all of them, in the same order, or one error."""
-        predictor.require_ready()
-        require_json(request)
-        body = decode_json(await bodies.read(request), many)
+        require_json(exchange)
+        body = decode_json(await exchange.body(), many)
         if not body.texts:
             raise Invalid("texts: expected at least one")
-        predictions = await classify(request, body.texts)
+        predictions = await classify(exchange, body.texts)
         content = BatchResponse([as_response(prediction) for prediction in predictions])
-        return json_response(content, headers=timing_headers(request, predictor))
+        return json_answer(content, timing_headers(exchange, predictor))
 
-    @router.get("/live", **documented(None, None, 503))
-    async def live(_: Request) -> Response:
+    return {"/predict": predict, "/predict/batch": predict_batch}
+
+
+def service_router(predictor: Predictor, metrics: Metrics, handlers: dict[str, Handler]) -> APIRouter:
+    """Health and metrics, and the documentation of `handlers`."""
+    router = APIRouter()
+    describe(router, "/predict", handlers["/predict"], PredictRequest, PredictResponse)
+    describe(router, "/predict/batch", handlers["/predict/batch"], BatchRequest, BatchResponse)
+    unavailable: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the body says why"}}
+
+    @router.get("/live", responses=unavailable)
+    async def live() -> JSONResponse:
         """200 while the process can make progress; 503 when a runner is stuck."""
         stuck = predictor.stuck()
-        return json_response({"error": stuck}, 503) if stuck else json_response({"status": "live"})
+        return JSONResponse({"error": stuck}, 503) if stuck else JSONResponse({"status": "live"})
 
-    @router.get("/ready", **documented(None, None, 503))
-    async def ready(_: Request) -> Response:
+    @router.get("/ready", responses=unavailable)
+    async def ready() -> JSONResponse:
         """200 once the model has passed every check; 503 with the stage before, and while draining."""
         if predictor.ready:
-            return json_response({"status": "ready"})
-        return json_response({"error": "not ready", "stage": predictor.stage}, 503, {"retry-after": "1"})
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"error": "not ready", "stage": predictor.stage}, 503, {"retry-after": "1"})
 
-    @router.get("/metrics", response_model=None)
-    async def scrape(_: Request) -> Response:
+    @router.get("/metrics")
+    async def scrape() -> Response:
         """Prometheus text."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

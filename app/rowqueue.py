@@ -40,13 +40,9 @@ class Row:
         self.future = future
         self.tag = tag
         self.submitted = submitted
-        self.order = (unit.length, 0)
+        self.order = 0
         self.born = 0
         self.queued = False
-
-
-def _order(row: Row) -> tuple[int, int]:
-    return row.order
 
 
 class RowQueue:
@@ -61,20 +57,22 @@ class RowQueue:
         self.rows = 0
         self.tokens = 0
         self._ages: deque[Row] = deque()
-        self._lengths: dict[Hashable, list[Row]] = {}
+        # For each key, (length, order, row) sorted: `order` is unique, so rows themselves are never compared.
+        self._lengths: dict[Hashable, list[tuple[int, int, Row]]] = {}
         self._pushed = 0
         self._passes = 0
 
     def push(self, row: Row) -> None:
         """Adds a row as the youngest."""
         self._pushed += 1
-        row.order = (row.unit.length, self._pushed)
+        row.order = self._pushed
         row.born = self._passes
         row.queued = True
         self._ages.append(row)
-        insort(self._lengths.setdefault(row.unit.key, []), row, key=_order)
-        self.rows += row.unit.rows
-        self.tokens += row.unit.rows * row.unit.length
+        unit = row.unit
+        insort(self._lengths.setdefault(unit.key, []), (unit.length, row.order, row))
+        self.rows += unit.rows
+        self.tokens += unit.rows * unit.length
 
     def fill_delay(self, delay_seconds: float) -> float:
         """Seconds that a batch may still wait for more rows; 0 when the oldest has waited enough or one is full."""
@@ -121,7 +119,7 @@ class RowQueue:
         """Takes a row out of the length index and the counts; `_ages` drops it when it comes to the front."""
         row.queued = False
         line = self._lengths[row.unit.key]
-        del line[bisect_left(line, row.order, key=_order)]
+        del line[bisect_left(line, (row.unit.length, row.order))]
         if not line:
             del self._lengths[row.unit.key]
         self.rows -= row.unit.rows
@@ -146,12 +144,12 @@ class RowQueue:
     def _closest(self, head: Row) -> list[Row]:
         """The head and its neighbours by length, nearest first."""
         line = self._lengths[head.unit.key]
-        low = bisect_left(line, head.order, key=_order)
+        low = bisect_left(line, (head.unit.length, head.order))
         high = low + 1
         length, rows, longest = head.unit.length, head.unit.rows, head.unit.length
         while True:
-            shorter = line[low - 1] if low > 0 else None
-            longer = line[high] if high < len(line) else None
+            shorter = line[low - 1][2] if low > 0 else None
+            longer = line[high][2] if high < len(line) else None
             # On a tie the shorter one: it adds no padding to the rows already taken.
             left = shorter is not None and (
                 longer is None or length - shorter.unit.length <= longer.unit.length - length
@@ -166,4 +164,4 @@ class RowQueue:
                 longest = max(longest, row.unit.length)
             low, high = (low - 1, high) if left else (low, high + 1)
         self._passes += 1
-        return line[low:high]
+        return [row for _, _, row in line[low:high]]

@@ -3,13 +3,9 @@
 The only module that imports ONNX Runtime. Knows nothing of requests or batches.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-# Nothing phones home; read once, when the library is loaded.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
@@ -64,7 +60,7 @@ class Session:
         specs = []
         for node in nodes:
             if node.type not in ONNX_TYPES:
-                raise ArtifactError(f"{self._path}: {node.name!r}: type {node.type} is not supported")
+                raise ArtifactError(f"{self._path}: {node.name!r}: type {node.type} is not supported; only tensors are")
             shape = [size if isinstance(size, int) else -1 for size in node.shape]
             specs.append(TensorSpec(node.name, ONNX_TYPES[node.type], shape))
         return specs

@@ -4,9 +4,8 @@ Knows nothing of queues or HTTP. A row's length is its cost beside a padded neig
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from app.errors import ArtifactError, Invalid
 from app.tensors import DTYPES, Tensors
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """One unit of work. Units with equal `key` may share a run; `rows` is its size along the first axis."""
 
     payload: Any
@@ -100,7 +98,7 @@ class TensorTask:
         Raises Invalid naming the input, what was expected and what was found.
         """
         if set(tensors) != set(self.inputs):
-            raise Invalid(f"inputs: expected {sorted(self.inputs)}, found {len(tensors)} others or too few")
+            raise Invalid(f"inputs: expected just {sorted(self.inputs)}, found {len(tensors)}")
         for name, spec in self.inputs.items():
             _check_shape(spec, tensors[name].shape)
         if not self.batching:

@@ -18,6 +18,7 @@ RATED = ("tweets", "amazon")
 # A rating below this is neutral or mixed: too little signal for a binary target.
 MIN_TRAIN_VALENCE = 0.3
 POLAR_VALENCE = 1.0
+SENTENCE_WORDS = 14
 HELD_OUT_PERCENT = 15
 
 
@@ -62,8 +63,12 @@ def evaluation_sets(folder: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 def training_set(folder: Path, rated_repeats: int) -> list[Example]:
-    """SST-2 once, the rated files and our own sentences `rated_repeats` times (they are few, and closer to use)."""
-    examples = [Example(text, label) for label, text in read_tsv(folder / "sst2-train.tsv")]
+    """SST-2, with whole sentences twice and fragments of a word or two left out (most of its rows are fragments, most of
+    use is sentences); the rated files and our own sentences `rated_repeats` times (they are few, and closer to use)."""
+    examples = []
+    for label, text in read_tsv(folder / "sst2-train.tsv"):
+        words = text.count(" ")
+        examples += [Example(text, label)] * (0 if words < 3 else 2 if words >= SENTENCE_WORDS else 1)
     for name in RATED:
         for valence, text in read_tsv(folder / f"{name}-train.tsv"):
             if abs(valence) >= MIN_TRAIN_VALENCE and not held_out(text):

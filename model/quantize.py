@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--percentile", type=float, default=100.0, help="of a row's activations, for the scales")
-    add_recipe(parser, Recipe(1, 2e-5, 1024, 4, 0.02, 0.998, 8))
+    add_recipe(parser, Recipe(1, 3e-5, 1024, 4, 0.05, 0.998, 0.85, 8, 8))
     args = parser.parse_args()
     recipe = recipe_of(args)
     seed_everything(recipe.seed)
@@ -84,9 +84,8 @@ def main() -> None:
     for each in (model, shadow):
         simulate(each, scales)
     fit(model, shadow, tokenizer, args.data, args.out, recipe)
-    for folder in args.out.glob("epoch-*"):
-        plain_weights(folder)
-        (folder / SCALES_FILE).write_text(json.dumps(scales))
+    plain_weights(args.out / "best")
+    (args.out / "best" / SCALES_FILE).write_text(json.dumps(scales))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Writes a Hugging Face-style checkpoint. Knows nothing of ONNX or serving.
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -133,7 +134,8 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to fit. Rates are per step, `average_decay` is that of the weights' moving average."""
+    """How to fit. `average_decay` is that of the weights' moving average per step, `layer_decay` that of the learning
+    rate per layer, `evaluations` how often an epoch scores and may keep the average."""
 
     epochs: int
     learning_rate: float
@@ -141,6 +143,8 @@ class Recipe:
     rated_repeats: int
     label_smoothing: float
     average_decay: float
+    layer_decay: float
+    evaluations: int
     seed: int
 
 
@@ -148,6 +152,23 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def parameter_groups(model: BertForSequenceClassification, recipe: Recipe) -> list[dict[str, object]]:
+    """Slower steps towards the input, whose layers know most already; no decay of biases and norms."""
+    layers = model.config.num_hidden_layers
+    groups = []
+    for name, parameter in model.named_parameters():
+        if "embeddings" in name:
+            depth = layers + 1
+        elif match := re.search(r"layer\.(\d+)\.", name):
+            depth = layers - int(match[1])
+        else:
+            depth = 0
+        decay = 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.01
+        rate = recipe.learning_rate * recipe.layer_decay**depth
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    return groups
 
 
 def fit(
@@ -158,32 +179,24 @@ def fit(
     out: Path,
     recipe: Recipe,
 ) -> None:
-    """Trains `model`, keeping the moving average of its weights in `shadow`, saved after each epoch.
-
-    Resumes after the last finished epoch found in `out`; ends with the epoch of the best mean accuracy on the
-    development sets in `shadow`.
-    """
+    """Trains `model`, keeping the moving average of its weights in `shadow`; the average with the best mean accuracy on
+    the development sets is kept in `out`/best. Resumes after the last finished epoch found in `out`."""
     model.train()
     examples = training_set(data, recipe.rated_repeats)
     evaluations = evaluation_sets(data)
-    no_decay = {"bias", "LayerNorm.weight"}
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if not any(k in n for k in no_decay)], "weight_decay": 0.01},
-        {"params": [p for n, p in model.named_parameters() if any(k in n for k in no_decay)], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
     steps_per_epoch = sum(1 for _ in batches(examples, tokenizer, recipe.batch_tokens, random.Random(0)))
     total = steps_per_epoch * recipe.epochs
     schedule = get_linear_schedule_with_warmup(optimizer, int(0.06 * total), total)
     average = Average(model, recipe.average_decay)
-    start, best = 0, (0.0, 0)
+    start, best = 0, 0.0
     state_file = out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        average.weights, start, best = state["average"], state["epoch"], tuple(state["best"])
+        average.weights, start, best = state["average"], state["epoch"], state["best"]
         print(f"resuming after epoch {start} from {state_file}")
 
     out.mkdir(parents=True, exist_ok=True)
@@ -215,11 +228,14 @@ def fit(
             average.update(model)
             running = loss.item() if step == 0 else 0.99 * running + 0.01 * loss.item()
             bar.set_postfix(loss=f"{running:.3f}", refresh=False)
-        shadow.load_state_dict(average.weights)
-        scores = {name: round(accuracy(shadow, tokenizer, rows), 4) for name, rows in evaluations.items()}
-        print(json.dumps({"epoch": epoch + 1, "accuracy": scores}), flush=True)
-        save(shadow, tokenizer, out / f"epoch-{epoch + 1}")
-        best = max(best, (sum(scores.values()) / len(scores), epoch + 1))
+            if (step + 1) % (steps_per_epoch // recipe.evaluations) == 0:
+                shadow.load_state_dict(average.weights)
+                scores = {name: round(accuracy(shadow, tokenizer, rows), 4) for name, rows in evaluations.items()}
+                at = round(epoch + (step + 1) / steps_per_epoch, 2)
+                print(json.dumps({"epoch": at, "accuracy": scores}), flush=True)
+                if (mean := sum(scores.values()) / len(scores)) > best:
+                    best = mean
+                    save(shadow, tokenizer, out / "best")
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -231,7 +247,6 @@ def fit(
         # Replaced in one step: a run cut off while saving can still resume from the epoch before.
         torch.save(state, state_file.with_suffix(".tmp"))
         state_file.with_suffix(".tmp").replace(state_file)
-    print(f"best: {out / f'epoch-{best[1]}'}")
 
 
 def add_recipe(parser: argparse.ArgumentParser, defaults: Recipe) -> None:
@@ -250,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m model.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the rated TSV files")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints go here; an unfinished run resumes")
-    add_recipe(parser, Recipe(3, 6e-5, 1024, 4, 0.02, 0.998, 7))
+    add_recipe(parser, Recipe(3, 1e-4, 1024, 4, 0.05, 0.998, 0.85, 4, 7))
     args = parser.parse_args()
     recipe = recipe_of(args)
     seed_everything(recipe.seed)

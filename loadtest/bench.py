@@ -1,0 +1,347 @@
+"""The benchmark: `python -m loadtest.bench`. Ceiling, web floor, this server and the plain script in one run.
+
+Everything runs on this machine, client included, one server at a time; figures of merit are ratios within the run.
+Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import uvloop
+
+from loadtest.client import Outcome, closed_loop, open_loop, post
+from loadtest.texts import sentences
+
+ROOT = Path(__file__).parent.parent
+HOST = "127.0.0.1"
+CONNECTIONS = (1, 8, 64, 256)
+OVERLOADS = (0.5, 0.8, 1.2, 2.0, 5.0)
+FREE_TOKENS = 1 << 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets: `value` must be at least (or at most) `bound`."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+class Running:
+    """A server process and its workers: their CPU seconds and peak memory."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, ready_seconds: float) -> None:
+        self.port = port
+        self.ready_seconds = ready_seconds
+        self._root = psutil.Process(process.pid)
+
+    def _all(self) -> list[psutil.Process]:
+        return [self._root, *self._root.children(recursive=True)]
+
+    def requests(self, texts: list[str]) -> list[bytes]:
+        """Ready-made bytes of one /predict for each text."""
+        return [post(f"http://{HOST}:{self.port}/predict", msgspec.json.encode({"text": text})) for text in texts]
+
+    def cpu_seconds(self) -> float:
+        return float(sum(sum(process.cpu_times()[:2]) for process in self._all()))
+
+    def peak_bytes(self) -> int:
+        """Largest resident size so far, summed over processes."""
+        total = 0
+        for process in self._all():
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], ready_path: str, env: dict[str, str]) -> Iterator[Running]:
+    """Starts a server, waits until `ready_path` answers 200 or 405, ends it."""
+    port = free_port()
+    filled = [part.replace("{port}", str(port)) for part in command]
+    settings = {name: value.replace("{port}", str(port)) for name, value in env.items()}
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        filled, cwd=ROOT, env={**os.environ, **settings}, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while not answers(f"http://{HOST}:{port}{ready_path}"):
+            if process.poll() is not None:
+                raise RuntimeError(f"{filled} ended with {process.returncode}")
+            time.sleep(0.005)
+        yield Running(process, port, time.perf_counter() - started)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Whether something serves there: a 404 or 405 will do for a server without a readiness route."""
+    try:
+        urllib.request.urlopen(url, timeout=2)  # noqa: S310 - a loopback address made above
+    except urllib.error.HTTPError as error:
+        return error.code in (404, 405)
+    except OSError:
+        return False
+    return True
+
+
+def measure(running: Running, requests: list[bytes], load: Any) -> dict[str, float]:
+    """One load's summary with the server's CPU per answered request and the client's share of all CPU time."""
+    before, own = running.cpu_seconds(), time.process_time()
+    started = time.perf_counter()
+    outcome: Outcome = uvloop.run(load)
+    elapsed = time.perf_counter() - started
+    server, client = running.cpu_seconds() - before, time.process_time() - own
+    counted = max(1, len(outcome.statuses)) * elapsed / outcome.seconds
+    return {
+        **outcome.summary(),
+        "server_cpu_ms_per_request": round(server / counted * 1e3, 4),
+        "client_cpu_share": round(client / max(1e-9, client + server), 3),
+    }
+
+
+def closed(running: Running, requests: list[bytes], connections: int, seconds: float) -> dict[str, float]:
+    return measure(running, requests, closed_loop(HOST, running.port, requests, connections, seconds))
+
+
+def opened(running: Running, requests: list[bytes], rate: float, seconds: float) -> dict[str, float]:
+    return measure(running, requests, open_loop(HOST, running.port, requests, rate, seconds))
+
+
+def ceiling(artifact: Path) -> dict[str, Any]:
+    """In a process of its own, so that its threads and memory are not the client's."""
+    command = [sys.executable, "-m", "loadtest.ceiling", str(artifact)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def free_model(folder: Path) -> Path:
+    """An artifact whose model costs nothing: a lookup of the first token. What is left is the web side."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from model.package import GOLDEN_TEXTS, package_text
+
+    table = numpy_helper.from_array(np.tile(np.array([[0.1, 0.9]], np.float32), (FREE_TOKENS, 1)), "table")
+    first = numpy_helper.from_array(np.array(0, np.int64), "first")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["input_ids", "first"], ["token"], axis=1),
+            helper.make_node("Gather", ["table", "token"], ["probabilities"]),
+        ],
+        "free",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["rows", "tokens"])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 2])],
+        [table, first],
+    )
+    source = folder / "free.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    artifact = folder / "free"
+    artifact.mkdir()
+    package_text(
+        source,
+        folder / "tokenizer.json",
+        artifact,
+        name="free",
+        version="1",
+        labels=["negative", "positive"],
+        max_tokens=256,
+        scores="probabilities",
+        tolerance=0.0,
+        texts=list(GOLDEN_TEXTS),
+    )
+    return artifact
+
+
+def service(artifact: Path, **settings: object) -> tuple[list[str], str, dict[str, str]]:
+    """Arguments of `serving` for this server."""
+    env = {"APP_MODEL_DIR": str(artifact), "APP_PROVIDER": "cpu", "APP_HOST": HOST, "APP_PORT": "{port}"}
+    return [sys.executable, "-m", "app"], "/ready", env | {f"APP_{k.upper()}": str(v) for k, v in settings.items()}
+
+
+def uvicorn_command(target: str, workers: int, *extra: str) -> list[str]:
+    base = [sys.executable, "-m", "uvicorn", target, "--host", HOST, "--port", "{port}", "--workers", str(workers)]
+    return [*base, "--log-level", "warning", "--no-access-log", *extra]
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements."""
+    texts = sentences(4096, seed=1)
+    seconds, artifact = args.seconds, args.artifact
+    report: dict[str, Any] = {"cpus": os.cpu_count(), "seconds_per_load": seconds}
+
+    def step(name: str, value: Any) -> Any:
+        print(f"{name}: {json.dumps(value)}", file=sys.stderr, flush=True)
+        return value
+
+    report["ceiling_before"] = step("ceiling", ceiling(artifact))
+    floor = uvicorn_command("loadtest.floor:app", 1, "--loop", "uvloop", "--http", "httptools", "--no-server-header")
+    with serving(floor, "/", {}) as running:
+        requests = running.requests(texts)
+        report["floor"] = {n: step(f"floor {n}", closed(running, requests, n, seconds / 2)) for n in (1, 64)}
+    with tempfile.TemporaryDirectory() as folder, serving(*service(free_model(Path(folder)))) as running:
+        requests = running.requests(texts)
+        report["free_model"] = step("free model", closed(running, requests, 64, seconds / 2))
+
+    starts = []
+    for _ in range(3):
+        with serving(*service(artifact)) as running:
+            starts.append(running.ready_seconds)
+    report["start_seconds"] = step("start", round(sorted(starts)[1], 3))
+    with serving(*service(artifact)) as running:
+        requests = running.requests(texts)
+        report["closed"] = {n: step(f"closed {n}", closed(running, requests, n, seconds)) for n in CONNECTIONS}
+        capacity = max(report["closed"][n]["requests_per_second"] for n in (64, 256))
+        report["capacity"] = round(capacity, 1)
+        report["half_load"] = step("open 0.5", opened(running, requests, 0.5 * capacity, seconds))
+        report["peak_bytes"] = step("peak bytes", running.peak_bytes())
+    overload = {"request_timeout_ms": args.overload_timeout_ms}
+    with serving(*service(artifact, **overload)) as running:
+        requests = running.requests(texts)
+        closed(running, requests, 16, seconds / 4)
+        report["open"] = {
+            factor: step(f"open {factor}", opened(running, requests, factor * capacity, seconds))
+            for factor in OVERLOADS
+        }
+        report["overload_settings"] = overload
+    report["ceiling_after"] = step("ceiling", ceiling(artifact))
+    for workers in (1, 2):
+        plain = uvicorn_command("loadtest.plain:app", workers)
+        with serving(plain, "/docs", {"PLAIN_MODEL_DIR": str(artifact)}) as running:
+            requests = running.requests(texts)
+            report[f"plain_{workers}"] = step(f"plain {workers}", closed(running, requests, 64, seconds))
+            report[f"plain_{workers}"]["start_seconds"] = round(running.ready_seconds, 3)
+    return report
+
+
+def targets(report: dict[str, Any]) -> list[Target]:
+    """The figures of merit, each a ratio within the run."""
+    ceilings = [report[name]["with_tokenising"] for name in ("ceiling_before", "ceiling_after")]
+    best = sum(c["per_second"] for c in ceilings) / 2
+    cpu = sum(c["cpu_ms"] for c in ceilings) / 2
+    single = (report["ceiling_before"]["single_p50_ms"] + report["ceiling_after"]["single_p50_ms"]) / 2
+    loops, opens, capacity = report["closed"], report["open"], report["capacity"]
+
+    def per_ceiling(n: int) -> float:
+        return float(loops[n]["requests_per_second"]) / best
+
+    result = [
+        Target("throughput at 64 connections / ceiling with tokenisation", per_ceiling(64), 0.92, True),
+        Target("throughput at 8 connections / ceiling", per_ceiling(8), 0.85, True),
+        Target("throughput at 256 connections / ceiling", per_ceiling(256), 0.92, True),
+        Target("CPU per request at 64 / ceiling's CPU", loops[64]["server_cpu_ms_per_request"] / cpu, 1.10, False),
+        Target(
+            "p50 at 1 connection / (run + tokenise + web floor)",
+            loops[1]["p50_ms"] / (single + report["floor"][1]["p50_ms"]),
+            1.25,
+            False,
+        ),
+        Target("p99 at half load / p50 at 1 connection", report["half_load"]["p99_ms"] / loops[1]["p50_ms"], 4, False),
+    ]
+    result += [
+        Target(
+            f"goodput within 250 ms at {f:g}x / capacity", opens[f]["goodput_250ms_per_second"] / capacity, 0.95, True
+        )
+        for f in (1.2, 2.0, 5.0)
+    ]
+    result += [
+        Target("goodput within 100 ms at 2x / capacity", opens[2.0]["goodput_100ms_per_second"] / capacity, 0.90, True),
+        Target("time to a refusal at 2x, p99, ms", opens[2.0]["refusal_p99_ms"], 20, False),
+        Target("time to a refusal at 5x, p99, ms", opens[5.0]["refusal_p99_ms"], 20, False),
+        Target("process start to ready, s", report["start_seconds"], 1.0, False),
+        Target("peak memory, MB", report["peak_bytes"] / 1e6, 200, False),
+        Target(
+            "web side alone / web floor",
+            report["free_model"]["requests_per_second"] / report["floor"][64]["requests_per_second"],
+            0.6,
+            True,
+        ),
+    ]
+    return result
+
+
+def table(report: dict[str, Any]) -> str:
+    """What people read."""
+    ceilings = [report[name]["with_tokenising"]["per_second"] for name in ("ceiling_before", "ceiling_after")]
+    best = sum(ceilings) / 2
+    lines = [
+        f"ceiling with tokenisation {ceilings[0]:.0f} then {ceilings[1]:.0f} sentences/s on {report['cpus']} CPUs",
+        "",
+        f"{'load':<24}{'req/s':>9}{'/ceiling':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>8}{'client':>8}",
+    ]
+    rows = {f"closed loop, {n}": report["closed"][n] for n in CONNECTIONS}
+    rows |= {f"open loop, {f:g} x capacity": report["open"][f] for f in OVERLOADS}
+    rows |= {f"plain FastAPI, {w} worker": report[f"plain_{w}"] for w in (1, 2)}
+    for name, row in rows.items():
+        rate = row["requests_per_second"]
+        lines.append(
+            f"{name:<24}{rate:>9.0f}{rate / best:>10.2f}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
+            f"{row['server_cpu_ms_per_request']:>8.2f}{row['client_cpu_share']:>8.2f}"
+        )
+    lines += ["", f"{'figure':<58}{'value':>9}{'target':>9}"]
+    for target in targets(report):
+        sign = ">=" if target.at_least else "<="
+        lines.append(
+            f"{target.name:<58}{target.value:>9.2f}{sign:>4}{target.bound:>5.4g} {'' if target.met else 'MISSED'}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line of `python -m loadtest.bench`."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
+    parser.add_argument("--artifact", type=Path, default=ROOT / "model" / "sentiment")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
+    parser.add_argument("--overload-timeout-ms", type=float, default=100, help="APP_REQUEST_TIMEOUT_MS in open loops")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    args = parser.parse_args()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 16384)), hard))
+    report = run(args)
+    report["targets"] = [
+        {"name": t.name, "value": round(t.value, 3), "bound": t.bound, "at_least": t.at_least, "met": t.met}
+        for t in targets(report)
+    ]
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()
