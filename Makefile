@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench lint format lock artifact-cuda clean
+.PHONY: help run test soak bench profile lint format lock artifact-cuda clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(VENV)/dev ## rewrite files in the project's style
 
 bench: $(VENV)/dev ## this server beside its ceiling, its floor and a plain script, in one run (about 4 minutes)
 	$(BIN)/python -m loadtest.bench
+
+profile: $(VENV)/dev ## where the CPU time of one request goes
+	$(BIN)/python -m loadtest.budget
 
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
 	$(BIN)/python -m model.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda

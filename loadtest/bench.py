@@ -260,7 +260,7 @@ def targets(report: dict[str, Any]) -> list[Target]:
     loops, opens, capacity = report["closed"], report["open"], report["capacity"]
 
     def per_ceiling(n: int) -> float:
-        return float(loops[n]["requests_per_second"]) / best
+        return float(loops[n]["requests_per_second"] / best)
 
     result = [
         Target("throughput at 64 connections / ceiling with tokenisation", per_ceiling(64), 0.92, True),
