@@ -1,0 +1,37 @@
+"""Fixtures shared by modules: packaged artifacts and a running server."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model.package import package_tensors
+from tests.process import ServerProcess
+
+Build = Callable[[Path], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Build], Path]:
+    """Builds a model with a function of tests.onnx_models and packages it: `package(onnx_models.mlp)` → its folder."""
+
+    def make(build: Build, name: str = "test-model", version: str = "7") -> Path:
+        root = tmp_path_factory.mktemp("artifact")
+        folder = root / "artifact"
+        folder.mkdir()
+        source = build(root / "source.onnx")
+        package_tensors(source, folder, name=name, version=version, inputs=None, size=8, tolerance=1e-4)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """The server with the bundled model, ready, shared by one module's tests."""
+    with ServerProcess() as process:
+        yield process.ready()

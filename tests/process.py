@@ -1,0 +1,103 @@
+"""The real server in a process of its own, on a port the kernel picks, as users run it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+BUNDLED = ROOT / "model" / "sentiment"
+START_SECONDS = 60
+
+
+class ServerProcess:
+    """`python -m app` with the given settings, as a context manager; `logs()` and `errors()` have what it wrote."""
+
+    def __init__(self, model_dir: Path = BUNDLED, **settings: object) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+        chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
+        chosen |= {f"APP_{name.upper()}": str(value) for name, value in settings.items()}
+        # Closed with the process, in __exit__.
+        self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app"], cwd=ROOT, env={**clean, **chosen}, stdout=self._out, stderr=self._err
+        )
+        self._port: int | None = None
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._out.close()
+        self._err.close()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, from its own log line."""
+        while self._port is None:
+            for line in self.logs():
+                if line.get("event") == "listening":
+                    self._port = line["port"]
+            self._still_running()
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ready(self) -> "ServerProcess":
+        """Waits until /ready answers 200."""
+        with httpx.Client() as client:
+            while True:
+                try:
+                    if client.get(f"{self.url}/ready").status_code == 200:
+                        return self
+                except httpx.TransportError:
+                    pass
+                self._still_running()
+
+    def wait(self, seconds: float = START_SECONDS) -> int:
+        """The exit code."""
+        return self.process.wait(seconds)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def output(self) -> str:
+        """All of standard output so far."""
+        self._out.flush()
+        return Path(f"/proc/self/fd/{self._out.fileno()}").read_text()
+
+    def logs(self) -> list[dict]:
+        """Its JSON log lines so far; a line half-written is left out."""
+        lines = self.output().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def errors(self) -> str:
+        """All of standard error so far."""
+        return Path(f"/proc/self/fd/{self._err.fileno()}").read_text()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample from /metrics; 0.0 if it is not there."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items()):
+                    return sample.value
+        return 0.0
+
+    def _still_running(self) -> None:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the server ended with {self.process.returncode}: {self.errors()}")
+        time.sleep(0.02)
