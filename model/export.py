@@ -92,11 +92,13 @@ def from_checkpoint(args: argparse.Namespace) -> None:
     from safetensors.numpy import load_file
 
     weights: Weights = load_file(args.checkpoint / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, args.bias], np.float32)
     tokenizer_file = args.checkpoint / "tokenizer.json"
     scales = None
     if args.precision == "int8":
         scales = json.loads((args.checkpoint / SCALES_FILE).read_text())
-    write(args, build(weights, args.precision, scales=scales), tokenizer_file, lineage(args), {})
+    evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
+    write(args, build(weights, args.precision, scales=scales), tokenizer_file, lineage(args), evaluation)
 
 
 def from_artifact(args: argparse.Namespace) -> None:
@@ -158,6 +160,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="artifact folder to create")
     parser.add_argument("--precision", choices=("int8", "fp16", "fp32"), required=True)
     parser.add_argument("--version", default="1.0.0")
+    parser.add_argument("--bias", type=float, default=0.0, help="added to the positive logit, from development data")
+    parser.add_argument("--evaluation", type=Path, help="JSON of model.evaluate to record in the manifest")
     parser.add_argument("--training", help="JSON to record in the lineage")
     args = parser.parse_args()
     if args.out.exists():

@@ -21,6 +21,8 @@ EPSILON = 1e-12
 # Weights keep 7 of 8 bits. With 8, CPUs without VNNI (AVX2 only, still common in clusters) saturate the 16-bit sums of
 # two u8 x s8 products and answer differently; the second golden test on such a node would refuse the artifact.
 WEIGHT_LIMIT = 63
+# Of an embedding row, under one scale.
+BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,13 @@ def quantize_columns(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
     return np.round(matrix / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def quantize_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 [rows, hidden] with one float32 scale per row [rows]; looked up, never multiplied, so all 8 bits serve."""
-    scale = np.abs(table).max(axis=1) / 127
+def quantize_blocks(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 [rows, blocks, BLOCK] with float32 scales [rows, blocks, 1]; looked up, never multiplied, so all 8 bits
+    serve."""
+    blocks = table.reshape(len(table), -1, BLOCK)
+    scale = np.abs(blocks).max(axis=2, keepdims=True) / 127
     scale[scale == 0] = 1
-    return np.round(table / scale[:, None]).astype(np.int8), scale.astype(np.float32)
+    return np.round(blocks / scale).astype(np.int8), scale.astype(np.float32)
 
 
 class GraphBuilder:
@@ -146,12 +150,14 @@ class GraphBuilder:
         prefix = "bert.embeddings"
         table = self.weights[f"{prefix}.word_embeddings.weight"]
         if self.precision == "int8":
-            # Per-row scales: a per-table one would round the small rows away.
-            values, scale = quantize_rows(table)
+            # A scale for each block of a row: a per-table one would round the small rows away.
+            values, scale = quantize_blocks(table)
             rows = self.node("Gather", [self.constant("words.i8", values), ids], "words.rows")
             rows = self.node("Cast", [rows], "words.float", to=TensorProto.FLOAT)
-            scales = self.node("Gather", [self.constant("words.scale", scale[:, None]), ids], "words.row_scale")
-            words = self.node("Mul", [rows, scales], "words")
+            scales = self.node("Gather", [self.constant("words.scale", scale), ids], "words.row_scale")
+            blocks = self.node("Mul", [rows, scales], "words.blocks")
+            flat = self.constant("words.shape", np.array([0, 0, -1], np.int64))
+            words = self.node("Reshape", [blocks, flat], "words")
         else:
             words = self.node("Gather", [self.constant("words.table", table.astype(self.float)), ids], "words")
         # Token type is always 0 for one text, so its row folds into the position table.
@@ -259,7 +265,8 @@ def weights_of(model: onnx.ModelProto) -> Weights:
     weights: Weights = {}
     for name, value in values.items():
         if name == "words.i8":
-            weights["bert.embeddings.word_embeddings.weight"] = value * values["words.scale"]
+            table = value * values["words.scale"]
+            weights["bert.embeddings.word_embeddings.weight"] = table.reshape(len(table), -1)
         elif name == "positions.table":
             weights["bert.embeddings.position_embeddings.weight"] = value
         elif name.endswith(".i8"):

@@ -661,7 +661,7 @@ async def test_a_delay_fills_batches() -> None:
         tickets = []
         for unit in units:
             tickets.append(batcher.submit([unit], later(2 * HOUR)))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.005)  # time enough to do it wrong
         await asyncio.gather(*map(result, tickets))
     assert [len(run) for run in model.runs] == [3, 3]
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +393,25 @@ def test_garbage_on_the_socket_harms_nobody_else(turning_server: ServerProcess, 
     await_traffic(server, in_flight=0, waiting=0)
     assert "unhandled" not in events(server)
     assert server.errors() == ""
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"".join(b"x-%d: %d\r\n" % (n, n) for n in range(300_000)), b"x: " + b"y" * 4_000_000 + b"\r\n"],
+    ids=["many", "one large"],
+)
+def test_headers_are_not_taken_into_memory_without_end(turning_server: ServerProcess, headers: bytes) -> None:
+    body = infer_body(QUICK)
+    head = f"POST {INFER} HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
+    answer = b""
+    with (
+        suppress(ConnectionError),  # it may hang up before all is sent
+        socket.create_connection(("127.0.0.1", turning_server.port), PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(head + headers + b"\r\n" + body)
+        answer = client.recv(100)
+    assert not answer or re.match(rb"HTTP/1.1 4\d\d ", answer), "4 MB of headers were accepted"
+    assert post(turning_server, INFER, body).status_code == 200
 
 
 def test_requests_sent_one_behind_the_other_are_answered_in_order(turning_server: ServerProcess) -> None:

@@ -18,7 +18,7 @@ from tests import onnx_models
 from tests.process import BUNDLED, ServerProcess
 
 # Beyond any wait on a busy machine; nothing here takes that long.
-LONG_SECONDS = 300
+LONG_SECONDS = 120
 ELEMENT_TYPES = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,

@@ -30,7 +30,7 @@ NEGATIVE = "Horrible service, the worst meal I have ever had."
 # In no message, path or library that the server could mention by itself.
 SECRET = "quixotrywarble"
 # Beyond any wait on a busy machine; nothing here takes that long.
-LONG_SECONDS = 300
+LONG_SECONDS = 120
 PATIENT = {"request_timeout_ms": LONG_SECONDS * 1000}
 JSON = {"content-type": "application/json"}
 
