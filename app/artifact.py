@@ -4,7 +4,6 @@ Knows nothing of ONNX Runtime, tokenizers or HTTP.
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 CHUNK_BYTES = 1 << 20
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class FileEntry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +70,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     # Text classification only.
     tokenizer_file: str | None = None
     labels: list[str] = []
-    max_tokens: Annotated[int, Meta(ge=3)] | None = None
+    max_tokens: Annotated[int, Meta(ge=3, le=1_000_000)] | None = None
     scores: Literal["probabilities", "logits"] = "probabilities"
     lineage: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
@@ -90,10 +89,13 @@ class Artifact:
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.folder / MANIFEST}: {name!r} is used but not listed in `files`")
         path = self.folder / name
-        root = self.folder.resolve()
         # Resolved on both sides: a volume may itself be mounted through a link (Kubernetes does that for ConfigMaps),
         # a file of the artifact may not lead out of it.
-        if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(root):
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
+            raise ArtifactError(f"{self.folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
+        if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
             raise ArtifactError(f"{self.folder / MANIFEST}: path {name!r} leaves the artifact folder")
         return path
 
@@ -119,7 +121,7 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
             raise ArtifactError(f"{path}: manifest_version: expected {MANIFEST_VERSION}, found {version}")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: {_one_line(error)}") from None
+        raise ArtifactError(f"{path}: {error or type(error).__name__}") from None
     artifact = Artifact(folder, manifest, digest)
     _check_meaning(artifact)
     return artifact
@@ -127,10 +129,6 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
 
 class _VersionOnly(Struct):
     manifest_version: int
-
-
-def _one_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error)) or type(error).__name__
 
 
 def _check_meaning(artifact: Artifact) -> None:

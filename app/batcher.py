@@ -220,7 +220,9 @@ class Batcher:
         except Exception as error:
             if len(batch) == 1:
                 return [RunFailed("the model failed on this input")], type(error).__name__
-            return [self._try([row])[0][0] for row in batch], type(error).__name__
+            # Rows given up meanwhile get None, which nobody reads.
+            alone = [None if row.future.done() else self._try([row])[0][0] for row in batch]
+            return alone, type(error).__name__
 
     def _deliver(self, batch: list[Row], results: list[object], ran: Ran, finished: float) -> None:
         """On the event loop: one call per batch, however many rows."""

@@ -33,6 +33,10 @@ class StartupError(ServiceError):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # A file's or a tensor's name may hold line breaks; the reason stays one line.
+        super().__init__(" ".join(message.split()))
+
 
 class ConfigError(StartupError):
     exit_code = 2

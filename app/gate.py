@@ -174,11 +174,8 @@ def _compare(model: Model, what: str, expected: Array, found: Array) -> None:
     difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     worst = float(difference.max(initial=0.0))
     if not worst <= tolerance:
-        place = (
-            tuple(int(i) for i in np.unravel_index(np.nanargmax(difference), difference.shape))
-            if worst == worst
-            else ()
-        )
+        first = np.argmax(np.nan_to_num(difference, nan=np.inf))
+        place = tuple(int(i) for i in np.unravel_index(first, difference.shape))
         raise ArtifactError(
             f"{where}: outside tolerance {tolerance:g}: expected {expected[place]!s}, found {found[place]!s} "
             f"(off by {worst:.3g})"

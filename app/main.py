@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from app import __version__, logs
 from app.batcher import Limits
 from app.edge import Edge, Traffic
-from app.errors import ConfigError, RequestError, StartupError
+from app.errors import ArtifactError, ConfigError, RequestError, StartupError
 from app.exchange import error_answer
 from app.gate import Model, pass_gate
 from app.gpu import GpuSampler
@@ -140,6 +140,10 @@ async def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[St
         )
     except StartupError as error:
         on_fatal(error)
+        return
+    # Whatever the gate did not foresee: a process that cannot become ready must end, or nobody notices.
+    except Exception as error:
+        on_fatal(ArtifactError(f"{settings.model_dir}: the gate failed: {type(error).__name__}: {error}"))
         return
     if settings.provider == "auto" and model.session.provider == "cpu":
         log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")

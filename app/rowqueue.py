@@ -77,7 +77,8 @@ class RowQueue:
     def fill_delay(self, delay_seconds: float) -> float:
         """Seconds that a batch may still wait for more rows; 0 when the oldest has waited enough or one is full."""
         head = self._head()
-        if head is None or delay_seconds <= 0 or self.rows >= self.batch_rows:
+        full = self.rows >= self.batch_rows or self.tokens >= self.batch_tokens
+        if head is None or delay_seconds <= 0 or full:
             return 0.0
         return max(0.0, head.submitted + delay_seconds - time.monotonic())
 

@@ -54,7 +54,10 @@ class Session:
 
     def specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """The file's own inputs and outputs, -1 for dimensions that vary. Raises ArtifactError on other types."""
-        return self._specs(self._session.get_inputs()), self._specs(self._session.get_outputs())
+        try:
+            return self._specs(self._session.get_inputs()), self._specs(self._session.get_outputs())
+        except UnicodeDecodeError:
+            raise ArtifactError(f"{self._path}: an input or output has a name that is not UTF-8") from None
 
     def _specs(self, nodes: Sequence[Any]) -> list[TensorSpec]:
         specs = []

@@ -149,8 +149,10 @@ class TensorTask:
 def _load_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
-    # The library raises plain Exception.
-    except Exception as error:
+    # The library raises plain Exception, and where its Rust code panics not even that.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         line = (str(error).splitlines() or ["?"])[0]
         raise ArtifactError(f"{path}: tokenizer does not load: {line[:300]}") from None
 

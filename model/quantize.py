@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--percentile", type=float, default=100.0, help="of a row's activations, for the scales")
-    add_recipe(parser, Recipe(1, 5e-5, 1024, 4, 0.05, 0.998, 0.85, 0.1, 8, 8))
+    add_recipe(parser, Recipe(1, 2e-5, 1024, 4, 0.02, 0.995, 0.9, 0.0, 16, 31))
     args = parser.parse_args()
     recipe = recipe_of(args)
     seed_everything(recipe.seed)

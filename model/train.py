@@ -137,7 +137,8 @@ class Average:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How to fit. `average_decay` is that of the weights' moving average per step, `layer_decay` that of the learning
-    rate per layer, `hidden_tokens` the share of tokens masked in training, `evaluations` how often an epoch scores and may keep the average."""
+    rate per layer, `hidden_tokens` the share of tokens masked in training, `evaluations` how often an epoch scores
+    and may keep the average."""
 
     epochs: int
     learning_rate: float
