@@ -46,9 +46,10 @@ class GpuSampler:
             )
             for gauge, read in readings:
                 try:
-                    gauge.labels(gpu).set(read(handle))
+                    value = read(handle)
                 except self._nvml.NVMLError:
                     continue
+                gauge.labels(gpu).set(value)
 
     def stop(self) -> None:
         self._stop.set()

@@ -24,11 +24,11 @@ class Session:
     provider: "cpu" or "cuda", what is truly in use.
     """
 
-    def __init__(self, session: ort.InferenceSession, path: Path, provider: str) -> None:
+    def __init__(self, session: ort.InferenceSession, path: Path, provider: str, output_names: list[str]) -> None:
         self._session = session
         self._path = path
         self.provider = provider
-        self.output_names = [node.name for node in session.get_outputs()]
+        self.output_names = output_names
 
     @classmethod
     def open(cls, path: Path, provider: str) -> "Session":
@@ -39,7 +39,9 @@ class Session:
         wanted = _providers(provider)
         ort.set_default_logger_severity(4)
         try:
-            session = ort.InferenceSession(str(path), _options(), providers=wanted)
+            session = ort.InferenceSession(str(path), _options(), providers=wanted, enable_fallback=0)
+            # Here, because a name that is not UTF-8 fails only when it is read.
+            output_names = [node.name for node in session.get_outputs()]
         # ONNX Runtime's exceptions share no base class below Exception.
         except Exception as error:
             raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
@@ -50,7 +52,7 @@ class Session:
             raise ProviderError(
                 f"APP_PROVIDER=cuda: expected {cuda} first, found {used}; check the driver and libraries"
             )
-        return cls(session, path, "cuda" if used[0] == cuda else "cpu")
+        return cls(session, path, "cuda" if used[0] == cuda else "cpu", output_names)
 
     def specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """The file's own inputs and outputs, -1 for dimensions that vary. Raises ArtifactError on other types."""

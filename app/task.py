@@ -33,13 +33,9 @@ class TextTask:
         """Raises ArtifactError if the tokenizer does not load."""
         manifest = artifact.manifest
         path = artifact.path(manifest.tokenizer_file or "")
-        self.tokenizer = _load_tokenizer(path)
         self.labels = manifest.labels
         self.max_tokens = manifest.max_tokens or 0
-        pad = self.tokenizer.padding or {}
-        self.pad_id = int(pad.get("pad_id", self.tokenizer.token_to_id("[PAD]") or 0))
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer, self.pad_id = _load_tokenizer(path, self.max_tokens)
         self.output = manifest.outputs[0].name
         self.softmax = manifest.scores == "logits"
         self.dtypes = {spec.name: DTYPES[spec.datatype] for spec in manifest.inputs}
@@ -146,15 +142,22 @@ class TensorTask:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def _load_tokenizer(path: Path, max_tokens: int) -> tuple[Tokenizer, int]:
+    """The tokenizer, cutting at `max_tokens` and never padding, and the id that pads. Raises ArtifactError."""
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        pad_id = int((tokenizer.padding or {}).get("pad_id", tokenizer.token_to_id("[PAD]") or 0))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        # A file may load and still fail at its first text.
+        tokenizer.encode("text")
     # The library raises plain Exception, and where its Rust code panics not even that.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         line = (str(error).splitlines() or ["?"])[0]
         raise ArtifactError(f"{path}: tokenizer does not load: {line[:300]}") from None
+    return tokenizer, pad_id
 
 
 def _check_shape(spec: TensorSpec, shape: Sequence[int]) -> None:

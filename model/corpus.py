@@ -63,8 +63,8 @@ def evaluation_sets(folder: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 def training_set(folder: Path, rated_repeats: int) -> list[Example]:
-    """SST-2, with whole sentences twice and the shortest fragments left out (most of its rows are fragments, most of use
-    is sentences); the rated files and our own sentences `rated_repeats` times (they are few, and closer to use)."""
+    """SST-2, with whole sentences twice and the shortest fragments left out (most of its rows are fragments);
+    the rated files and our own sentences `rated_repeats` times (they are few, and closer to use)."""
     examples = []
     for label, text in read_tsv(folder / "sst2-train.tsv"):
         words = text.count(" ")

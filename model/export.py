@@ -8,6 +8,7 @@ import argparse
 import json
 import platform
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,10 @@ def write(
             lineage=made_from,
             evaluation=evaluation,
         )
+    except BaseException:
+        # Nothing half-written stays behind.
+        shutil.rmtree(args.out)
+        raise
     finally:
         source.unlink()
 

@@ -267,6 +267,8 @@ def weights_of(model: onnx.ModelProto) -> Weights:
         if name == "words.i8":
             table = value * values["words.scale"]
             weights["bert.embeddings.word_embeddings.weight"] = table.reshape(len(table), -1)
+        elif name == "words.table":
+            weights["bert.embeddings.word_embeddings.weight"] = value
         elif name == "positions.table":
             weights["bert.embeddings.position_embeddings.weight"] = value
         elif name.endswith(".i8"):
