@@ -18,6 +18,8 @@ from app.tensors import DTYPES, Datatype
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 CHUNK_BYTES = 1 << 20
+# A window must hold the two tokens that mark a text's ends, and one between them.
+MIN_TOKENS = 3
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -70,7 +72,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     # Text classification only.
     tokenizer_file: str | None = None
     labels: list[str] = []
-    max_tokens: Annotated[int, Meta(ge=3, le=1_000_000)] | None = None
+    max_tokens: Annotated[int, Meta(ge=MIN_TOKENS, le=1_000_000)] | None = None
     scores: Literal["probabilities", "logits"] = "probabilities"
     lineage: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}

@@ -73,7 +73,6 @@ class _Runner:
 
     def __init__(self) -> None:
         self.since = 0.0
-        self.busy_seconds = 0.0
         self.thread: threading.Thread | None = None
 
 
@@ -118,11 +117,21 @@ class Batcher:
         if self._queue.rows and wait > deadline - time.monotonic():
             raise Unavailable("would not be answered before its deadline", "late", wait)
         ticket = Ticket(len(units), deadline, self._loop.create_future())
+        rows = [Row(unit, ticket.future, (ticket, index), ticket.submitted) for index, unit in enumerate(units)]
         timer = self._loop.call_later(deadline - ticket.submitted, _expire, ticket.future)
-        ticket.future.add_done_callback(lambda _: timer.cancel())
+
+        def done(_: object) -> None:
+            timer.cancel()
+            # Not all results are there, so nobody waits for them any more.
+            if ticket.missing:
+                with self._wake:
+                    for row in rows:
+                        self._queue.discard(row)
+
+        ticket.future.add_done_callback(done)
         with self._wake:
-            for index, unit in enumerate(units):
-                self._queue.push(Row(unit, ticket.future, (ticket, index), ticket.submitted))
+            for row in rows:
+                self._queue.push(row)
             self._wake.notify(len(units))
         return ticket
 
@@ -143,12 +152,6 @@ class Batcher:
     @property
     def queue_rows(self) -> int:
         return self._queue.rows
-
-    @property
-    def busy_seconds(self) -> float:
-        """Time that runners have spent in runs, summed, including runs under way."""
-        now = time.monotonic()
-        return sum(r.busy_seconds + (now - since if (since := r.since) else 0.0) for r in self._runners)
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: a runner died, or one has been in a run for too long."""
@@ -183,7 +186,6 @@ class Batcher:
                 ticket.dispatched = ticket.dispatched or started
             results, error = self._try(batch)
             finished = time.monotonic()
-            runner.busy_seconds += finished - started
             runner.since = 0.0
             ran = _describe(batch, started, finished, error)
             if error is None:

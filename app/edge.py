@@ -99,7 +99,7 @@ class Edge:
                 if error.reason is not None:
                     self.metrics.rejected.labels(error.reason).inc()
             except asyncio.CancelledError:
-                if self.predictor.stage != "draining":
+                if not self.predictor.draining:
                     raise
                 answer = error_answer(Unavailable("not answered before the server stopped", "draining", close=True))
             # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
@@ -114,7 +114,7 @@ class Edge:
                 (b"x-request-id", exchange.id.encode()),
                 *answer.headers,
             ]
-            if self.predictor.stage == "draining":
+            if self.predictor.draining:
                 headers.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
@@ -153,7 +153,7 @@ class Edge:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
-                if self.predictor.stage == "draining":
+                if self.predictor.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

@@ -115,11 +115,7 @@ def _warm_tensors(model: Model) -> None:
     task, artifact = model.task, model.artifact
     assert isinstance(task, TensorTask)
     path = artifact.path(artifact.manifest.golden.file or "")
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise ArtifactError(f"{path}: golden file does not load: {type(error).__name__}") from None
+    arrays = load_arrays(path)
     inputs, outputs = ({n[len(p) :]: a for n, a in arrays.items() if n.startswith(p)} for p in ("input.", "output."))
     for spec in artifact.manifest.inputs:
         if spec.name not in inputs:
@@ -140,6 +136,18 @@ def _warm_tensors(model: Model) -> None:
         if name not in outputs:
             raise ArtifactError(f"{path}: expected an array output.{name}, found {sorted(arrays)}")
         _compare(model, f"output {name!r} of {path.name}", outputs[name], found[name])
+
+
+def load_arrays(path: Path) -> Tensors:
+    """The arrays of an .npz file, by name. Raises ArtifactError if it is none, or has pickles in it."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+    # What a damaged file raises depends on where it is damaged.
+    except Exception as error:
+        raise ArtifactError(f"{path}: expected an .npz file without pickles: {type(error).__name__}") from None
 
 
 def as_model_input(array: Array, datatype: str) -> Array:
@@ -171,10 +179,10 @@ def _compare(model: Model, what: str, expected: Array, found: Array) -> None:
         if not np.array_equal(expected.astype(str), found.astype(str)):
             raise ArtifactError(f"{where}: expected other strings than the model's")
         return
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     # Infinities and NaN have no difference, but may be what the model should answer.
-    difference[(expected == found) | ((expected != expected) & (found != found))] = 0
+    same = (expected == found) | ((expected != expected) & (found != found))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(expected.astype(np.float64) - found.astype(np.float64)))
     worst = float(difference.max(initial=0.0))
     if not worst <= tolerance:
         first = np.argmax(np.nan_to_num(difference, nan=np.inf))

@@ -23,10 +23,11 @@ def configure(level: str, log_format: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     as_json = log_format == "json"
+    console: list[Processor] = [_as_lines, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
     structlog.configure(
         processors=[
             *shared,
-            structlog.processors.JSONRenderer(serializer=_encode) if as_json else structlog.dev.ConsoleRenderer(),
+            *([structlog.processors.JSONRenderer(serializer=_encode)] if as_json else console),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer) if as_json else structlog.PrintLoggerFactory(),
@@ -40,7 +41,7 @@ def configure(level: str, log_format: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _without_exception_text,
-                structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
+                *([structlog.processors.JSONRenderer()] if as_json else console),
             ],
         )
     )
@@ -55,6 +56,15 @@ def _without_exception_text(_: Any, __: str, event: Any) -> Any:
     if info and info is not True and info[0] is not None:
         event["error_type"] = info[0].__name__
         event["stack"] = stack_of(info[1])
+        # asyncio goes on with what it knows of the task, the exception's message included.
+        event["event"] = event["event"].partition("\n")[0]
+    return event
+
+
+def _as_lines(_: Any, __: str, event: Any) -> Any:
+    """The console shows a stack as text."""
+    if "stack" in event:
+        event["stack"] = "\n".join(event["stack"])
     return event
 
 

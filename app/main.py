@@ -5,14 +5,12 @@
 
 import asyncio
 import os
-import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -30,14 +28,11 @@ from app.metrics import Metrics
 from app.oip import infer_handler, protocol_router
 from app.predictor import Predictor
 from app.routes import service_handlers, service_router
+from app.server import Server, listen, uvicorn_config
 from app.settings import Settings, cpu_quota, read_settings, unknown_variables
 
 TERMINATION_LOG = Path("/dev/termination-log")
-# Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
-KEEP_ALIVE_SECONDS = 65
 CUDA_RUNNERS = 2
-# Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
-BACKLOG = 2048
 
 
 def stop_process(error: StartupError) -> None:
@@ -71,10 +66,11 @@ def create_app(settings: Settings | None = None, on_fatal: Callable[[StartupErro
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(_open(settings, predictor, on_fatal))
+        for name in unknown_variables():
+            logs.logger().warning("unknown setting", variable=name)
+        _open(settings, predictor, on_fatal)
         gpu = GpuSampler.start(metrics.registry) if settings.provider != "cpu" else None
         yield
-        opening.cancel()
         predictor.close()
         if gpu is not None:
             gpu.stop()
@@ -119,35 +115,48 @@ async def _on_validation_error(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "invalid request"}, 422)
 
 
-async def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupError], None]) -> None:
-    """Passes the gate and starts serving; a model that does not pass ends the process."""
+def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupError], None]) -> None:
+    """Passes the gate in a thread, then serves on the running loop; a model that does not pass ends the process."""
+    loop = asyncio.get_running_loop()
 
     def at(stage: str) -> None:
         predictor.stage = stage
 
+    def run() -> None:
+        try:
+            model = pass_gate(
+                settings.model_dir,
+                digest=settings.model_digest,
+                provider=settings.provider,
+                max_batch_rows=settings.max_batch_rows,
+                max_batch_tokens=settings.max_batch_tokens,
+                on_stage=at,
+            )
+        except StartupError as error:
+            on_fatal(error)
+        # Whatever the gate did not foresee: a process that cannot become ready must end, or nobody notices.
+        except Exception as error:
+            on_fatal(ArtifactError(f"{settings.model_dir}: the gate failed: {type(error).__name__}: {error}"))
+        else:
+            with suppress(RuntimeError):  # the loop has closed: the process is ending
+                loop.call_soon_threadsafe(serve, model)
+
+    def serve(model: Model) -> None:
+        try:
+            predictor.serve(model, limits_of(settings, model))
+        except RuntimeError as error:  # no more threads
+            on_fatal(StartupError(f"cannot start the runners: {error}"))
+        if predictor.ready:
+            _log_ready(settings, model)
+
+    # A daemon: the process must not wait for it when it is told to end. The executor's threads would be waited for.
+    threading.Thread(target=run, name="gate", daemon=True).start()
+
+
+def _log_ready(settings: Settings, model: Model) -> None:
     log = logs.logger()
-    for name in unknown_variables():
-        log.warning("unknown setting", variable=name)
-    try:
-        model = await asyncio.to_thread(
-            pass_gate,
-            settings.model_dir,
-            digest=settings.model_digest,
-            provider=settings.provider,
-            max_batch_rows=settings.max_batch_rows,
-            max_batch_tokens=settings.max_batch_tokens,
-            on_stage=at,
-        )
-    except StartupError as error:
-        on_fatal(error)
-        return
-    # Whatever the gate did not foresee: a process that cannot become ready must end, or nobody notices.
-    except Exception as error:
-        on_fatal(ArtifactError(f"{settings.model_dir}: the gate failed: {type(error).__name__}: {error}"))
-        return
     if settings.provider == "auto" and model.session.provider == "cpu":
         log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")
-    predictor.serve(model, limits_of(settings, model))
     manifest = model.artifact.manifest
     log.info(
         "ready",
@@ -174,53 +183,6 @@ def limits_of(settings: Settings, model: Model) -> Limits:
     )
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
-    request is on its way to."""
-
-    def __init__(self, config: uvicorn.Config, app: Service, drain_timeout_seconds: float) -> None:
-        super().__init__(config)
-        self._predictor = app.predictor
-        self._traffic = app.traffic
-        self._timeout = drain_timeout_seconds
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; from here on a signal can be handed to the loop."""
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
-        if self._loop is None or self._drain is not None:
-            self.should_exit = self.force_exit = True
-            return
-        # A signal may interrupt anything, metrics' locks included: only the loop may act on it.
-        self._loop.call_soon_threadsafe(self._begin_drain)
-
-    def _begin_drain(self) -> None:
-        if self._drain is None:
-            self._drain = asyncio.create_task(self._drain_then_stop())
-
-    async def _drain_then_stop(self) -> None:
-        log = logs.logger()
-        self._predictor.drain()
-        log.info("draining", in_flight=self._traffic.in_flight)
-        if not await self._traffic.idle(self._timeout):
-            log.warning("drain timeout", in_flight=self._traffic.in_flight)
-        self.should_exit = True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError naming the address if it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {error.strerror}") from None
-
-
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
     try:
@@ -230,22 +192,6 @@ def main() -> None:
         stop_process(error)
         raise
     app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        # Logging is set up by the application; its own line per request replaces uvicorn's.
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Nothing here depends on the client's address.
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # What the drain has not finished by then is cut.
-        timeout_graceful_shutdown=1,
-        backlog=BACKLOG,
-    )
     logs.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    Server(config, app, settings.drain_timeout_seconds).run(sockets=[sock])
+    server = Server(uvicorn_config(app), app.predictor, app.traffic, settings.drain_timeout_seconds)
+    server.run_and_exit(sock)

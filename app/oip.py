@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ from app.exchange import Answer, Exchange
 from app.gate import Model
 from app.oip_codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
 from app.predictor import Predictor
-from app.routes import decode_json, describe, refuse_compressed, timing_headers
+from app.routes import decode_json, describe, path_parameters, refuse_compressed, timing_headers
 from app.task import TextTask
 from app.tensors import DTYPES, Tensors
 
@@ -133,8 +133,8 @@ def infer_handler(predictor: Predictor) -> Handler:
         if timeout_us is not None:
             if type(timeout_us) is not int or timeout_us < 0:
                 raise BadRequest("parameters: timeout: expected microseconds")
-            if timeout_us:
-                exchange.deadline = min(exchange.deadline, exchange.started + timeout_us / 1e6)
+            if 0 < timeout_us < (exchange.deadline - exchange.started) * 1e6:
+                exchange.deadline = exchange.started + timeout_us / 1e6
         if isinstance(model.task, TextTask):
             outputs = await exchange.unless_gone(infer_text(predictor, tensors, exchange))
         else:
@@ -172,36 +172,50 @@ def protocol_router(predictor: Predictor, infer: Handler) -> APIRouter:
         predictor.require_ready()
         return JSONResponse({"ready": True})
 
-    async def metadata(model_name: str, model_version: str | None = None) -> Response:
+    def model_of(request: Request) -> Model:
+        return predictor.named(request.path_params["model_name"], request.path_params.get("model_version"))
+
+    async def metadata(request: Request) -> Response:
         """Model metadata: inputs and outputs."""
-        model = predictor.named(model_name, model_version)
+        model = model_of(request)
         manifest = model.artifact.manifest
         inputs, outputs = interface(model)
         content = {"name": manifest.name, "versions": [manifest.version], "platform": "onnxruntime_onnx"}
         return Response(msgspec.json.encode({**content, "inputs": inputs, "outputs": outputs}), media_type=JSON)
 
-    async def model_ready(model_name: str, model_version: str | None = None) -> JSONResponse:
+    async def model_ready(request: Request) -> JSONResponse:
         """Whether this model may answer."""
-        name = predictor.named(model_name, model_version).artifact.manifest.name
+        name = model_of(request).artifact.manifest.name
         predictor.require_ready()
         return JSONResponse({"name": name, "ready": True})
 
-    async def config(model_name: str, model_version: str | None = None) -> JSONResponse:
+    async def config(request: Request) -> JSONResponse:
         """Model configuration."""
-        model, limits = predictor.named(model_name, model_version), predictor.limits
+        model, limits = model_of(request), predictor.limits
         assert limits is not None
         return JSONResponse(configuration(model, limits.queue_rows, limits.runners))
 
-    async def stats(model_name: str, model_version: str | None = None) -> JSONResponse:
+    async def stats(request: Request) -> JSONResponse:
         """Statistics since start."""
-        return JSONResponse({"model_stats": [statistics_of(predictor, predictor.named(model_name, model_version))]})
+        return JSONResponse({"model_stats": [statistics_of(predictor, model_of(request))]})
+
+    # Before the routes with a name in them, which it would match as well.
+    @router.get("/models/stats", responses=unavailable)
+    async def all_stats() -> JSONResponse:
+        """Statistics of every model, that is, of the one there is."""
+        return JSONResponse({"model_stats": [statistics_of(predictor, predictor.loaded())]})
 
     failures: dict[int | str, dict[str, Any]] = {404: {"description": "Unknown model or version"}, **unavailable}
     for path in ("/models/{model_name}", "/models/{model_name}/versions/{model_version}"):
         shown = "version" not in path
         for suffix, endpoint in (("", metadata), ("/ready", model_ready), ("/config", config), ("/stats", stats)):
             router.add_api_route(
-                path + suffix, endpoint, responses=failures, include_in_schema=shown, response_model=None
+                path + suffix,
+                endpoint,
+                responses=failures,
+                include_in_schema=shown,
+                response_model=None,
+                openapi_extra=path_parameters(path),
             )
         describe(router, path + "/infer", infer, InferRequest, None, include_in_schema=shown)
     return router

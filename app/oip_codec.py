@@ -17,6 +17,8 @@ from app.tensors import DATATYPES, Array, Tensors, datatype_of
 
 Parameters = dict[str, Any]
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
+# What numpy can hold, so that a shape of no elements is refused like any other that could never be one.
+MAX_RANK, MAX_ELEMENTS = 64, 1 << 40
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
@@ -84,8 +86,11 @@ def decode_tensors(request: InferRequest, binary: memoryview) -> Tensors:
             raise BadRequest(f"{where}: name given twice")
         if spec.datatype not in DATATYPES:
             raise BadRequest(f"{where}: datatype: expected one of {', '.join(DATATYPES)}")
-        if any(size < 0 for size in spec.shape):
-            raise BadRequest(f"{where}: shape: expected sizes of 0 or more")
+        # Checked before anything is multiplied or printed: JSON integers may have thousands of digits.
+        if len(spec.shape) > MAX_RANK or any(not 0 <= size <= MAX_ELEMENTS for size in spec.shape):
+            raise BadRequest(f"{where}: shape: expected at most {MAX_RANK} sizes of 0 to {MAX_ELEMENTS}")
+        if prod(max(1, size) for size in spec.shape) > MAX_ELEMENTS:
+            raise BadRequest(f"{where}: shape: expected at most {MAX_ELEMENTS} elements")
         _refuse_unsupported(where, spec.parameters)
         size = spec.parameters.get("binary_data_size")
         if size is None:

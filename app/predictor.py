@@ -58,7 +58,8 @@ class Predictor:
     """Created before the model is there; `serve` gives it one. `stage` says what it is at until then."""
 
     def __init__(self, metrics: m.Metrics) -> None:
-        self.stage = "verifying"
+        self._stage = "verifying"
+        self.draining = False
         self.model: Model | None = None
         self._batcher: Batcher | None = None
         self._metrics = metrics
@@ -66,11 +67,22 @@ class Predictor:
         self.limits: Limits | None = None
 
     @property
+    def stage(self) -> str:
+        """`verifying`, `loading`, `warming`, `ready` or `draining`, which nothing leads out of."""
+        return "draining" if self.draining else self._stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        self._stage = stage
+
+    @property
     def ready(self) -> bool:
         return self.stage == "ready"
 
     def serve(self, model: Model, limits: Limits) -> None:
-        """Starts the runners and answers from now on. Call on the event loop."""
+        """Starts the runners and answers from now on, unless draining. Call on the event loop."""
+        if self.draining:
+            return
         batcher = Batcher(model.run, limits, model.tokens_per_second, self._observe)
         batcher.start()
         self.model, self._batcher, self.limits = model, batcher, limits
@@ -86,7 +98,7 @@ class Predictor:
 
     def drain(self) -> None:
         """Refuses new work from now on; accepted work goes on."""
-        self.stage = "draining"
+        self.draining = True
         self._metrics.ready.set(0)
 
     def close(self) -> None:
@@ -102,8 +114,8 @@ class Predictor:
     def require_ready(self) -> None:
         """Raises Unavailable unless new work is accepted. What was accepted is not asked again."""
         if not self.ready:
-            draining = self.stage == "draining"
-            raise Unavailable(f"not ready: {self.stage}", "draining" if draining else "not_ready", close=draining)
+            reason = "draining" if self.draining else "not_ready"
+            raise Unavailable(f"not ready: {self.stage}", reason, close=self.draining)
 
     def loaded(self) -> Model:
         """The model. Raises Unavailable before the gate has passed it."""

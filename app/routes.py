@@ -1,9 +1,10 @@
 """The service's own HTTP routes: predictions, health, metrics. Decoding and encoding only."""
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse
 from msgspec import Struct
 from starlette.responses import Response
@@ -42,8 +43,17 @@ class ErrorResponse(Struct):
 
 
 async def answered_at_the_edge(_: Request) -> Response:
-    """Stands for an inference route in FastAPI, for its OpenAPI document and its 405; requests never come this far."""
-    raise AssertionError("inference requests are answered by app.edge")
+    """Stands for an inference route in FastAPI, for its OpenAPI document and its 405. Requests come this far only on a
+    path that is almost the route's (a line break behind it)."""
+    raise HTTPException(404)
+
+
+def path_parameters(path: str) -> dict[str, Any]:
+    """What OpenAPI wants said of the parts of a path that vary."""
+    names = re.findall(r"{(\w+)}", path)
+    return {
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    }
 
 
 def describe(
@@ -62,7 +72,7 @@ def describe(
         summary=(handler.__doc__ or "").splitlines()[0],
         description=handler.__doc__,
         responses=answers,
-        openapi_extra={"requestBody": body},
+        openapi_extra={"requestBody": body, **path_parameters(router.prefix + path)},
         response_model=None,
         operation_id=path,
         **more,

@@ -1,12 +1,12 @@
 """The queue behind the batcher: which waiting rows make the next batch. Plain data, no threads, no clock but age.
 
 A batch starts with the oldest live row and grows by the rows closest to it in length: padding is what a batch costs
-on a CPU. Rows whose future is done are dead (answered, timed out, abandoned) and are dropped when met.
+on a CPU. Rows whose future is done are dead (answered, timed out, abandoned): they are dropped when met.
 """
 
 import time
 from bisect import bisect_left, insort
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class Done(Protocol):
 class Row:
     """A unit in the queue. `tag` is the owner's; `order` and `born` are the queue's."""
 
-    __slots__ = ("born", "future", "order", "queued", "submitted", "tag", "unit")
+    __slots__ = ("born", "future", "order", "submitted", "tag", "unit")
 
     def __init__(self, unit: Unit, future: Any, tag: Any, submitted: float) -> None:
         self.unit = unit
@@ -42,7 +42,6 @@ class Row:
         self.submitted = submitted
         self.order = 0
         self.born = 0
-        self.queued = False
 
 
 class RowQueue:
@@ -56,7 +55,8 @@ class RowQueue:
         self.max_passed = 2 * -(-queue_rows // batch_rows)
         self.rows = 0
         self.tokens = 0
-        self._ages: deque[Row] = deque()
+        # By `order`, so oldest first. Unlike a plain dict it finds its first entry at once after any removals.
+        self._ages: OrderedDict[int, Row] = OrderedDict()
         # For each key, (length, order, row) sorted: `order` is unique, so rows themselves are never compared.
         self._lengths: dict[Hashable, list[tuple[int, int, Row]]] = {}
         self._pushed = 0
@@ -67,8 +67,7 @@ class RowQueue:
         self._pushed += 1
         row.order = self._pushed
         row.born = self._passes
-        row.queued = True
-        self._ages.append(row)
+        self._ages[row.order] = row
         unit = row.unit
         insort(self._lengths.setdefault(unit.key, []), (unit.length, row.order, row))
         self.rows += unit.rows
@@ -95,30 +94,29 @@ class RowQueue:
             self._forget(row)
         return [row for row in batch if not row.future.done()]
 
+    def discard(self, row: Row) -> None:
+        """Removes a row that nobody waits for any more, if it is still there: its place is free at once."""
+        if row.order in self._ages:
+            self._forget(row)
+
     def clear(self) -> list[Row]:
         """Removes and returns all rows, oldest first."""
-        left = [row for row in self._ages if row.queued]
-        for row in left:
-            row.queued = False
+        left = list(self._ages.values())
         self._ages.clear()
         self._lengths.clear()
         self.rows = self.tokens = 0
         return left
 
     def _head(self) -> Row | None:
-        ages = self._ages
-        while ages:
-            row = ages[0]
-            if row.queued and not row.future.done():
+        while self._ages:
+            row = next(iter(self._ages.values()))
+            if not row.future.done():
                 return row
-            ages.popleft()
-            if row.queued:
-                self._forget(row)
+            self._forget(row)
         return None
 
     def _forget(self, row: Row) -> None:
-        """Takes a row out of the length index and the counts; `_ages` drops it when it comes to the front."""
-        row.queued = False
+        del self._ages[row.order]
         line = self._lengths[row.unit.key]
         del line[bisect_left(line, (row.unit.length, row.order))]
         if not line:
@@ -132,8 +130,8 @@ class RowQueue:
     def _oldest(self, head: Row) -> list[Row]:
         """The oldest rows that may share the head's run, in order: nobody is passed over."""
         batch, rows, longest = [head], head.unit.rows, head.unit.length
-        for row in self._ages:
-            if row is head or not row.queued or row.future.done():
+        for row in self._ages.values():
+            if row is head or row.future.done():
                 continue
             longest = max(longest, row.unit.length)
             rows += row.unit.rows

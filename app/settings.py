@@ -42,10 +42,13 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = PREFIX + str(first["loc"][0]).upper()
-        found = os.environ.get(name, first.get("input"))
-        raise ConfigError(f"{name}={found!r} is not valid: {first['msg']}") from None
+        errors = error.errors(include_url=False, include_context=False)
+        field = errors[0]["loc"][0]
+        name = PREFIX + str(field).upper()
+        found = os.environ.get(name, errors[0].get("input"))
+        # A setting that may be of two types has an error for each.
+        reasons = " or ".join(each["msg"] for each in errors if each["loc"][0] == field)
+        raise ConfigError(f"{name}={found!r} is not valid: {reasons}") from None
 
 
 def unknown_variables() -> list[str]:

@@ -16,9 +16,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.artifact import MANIFEST, MANIFEST_VERSION, Artifact, FileEntry, Golden, GoldenText, Manifest, TensorSpec
+from app.artifact import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    MIN_TOKENS,
+    Artifact,
+    FileEntry,
+    Golden,
+    GoldenText,
+    Manifest,
+    TensorSpec,
+)
 from app.errors import ArtifactError, StartupError
-from app.gate import as_model_input, pass_gate
+from app.gate import as_model_input, load_arrays, pass_gate
 from app.session import Session
 from app.task import TextTask
 from app.tensors import DTYPES, Array, Tensors
@@ -77,15 +87,24 @@ def generate_inputs(specs: list[TensorSpec], *, batching: bool, size: int) -> Te
 
 def load_inputs(path: Path, specs: list[TensorSpec]) -> Tensors:
     """Arrays by input name from an .npz file. Raises ArtifactError unless they are the model's inputs."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            inputs = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: expected an .npz file without pickles: {type(error).__name__}") from None
+    inputs = load_arrays(path)
     names = sorted(spec.name for spec in specs)
     if sorted(inputs) != names:
         raise ArtifactError(f"{path}: expected arrays {names}, found {sorted(inputs)}")
+    for spec in specs:
+        array = inputs[spec.name]
+        # Any number will do for a number: files are often written as float64 and int64.
+        if (array.dtype.kind in "US") != (spec.datatype == "BYTES") or array.dtype.kind not in "USbuif":
+            raise ArtifactError(f"{path}: {spec.name}: expected {spec.datatype}, found {array.dtype}")
     return inputs
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts from a file, one a line, without the blank ones. Raises ArtifactError if it is not UTF-8."""
+    try:
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path}: expected UTF-8") from None
 
 
 def is_batchable(session: Session, inputs: Tensors, outputs: Tensors, tolerance: float) -> bool:
@@ -173,6 +192,8 @@ def package_text(
 
     golden: what another file of the same weights answered, for this one to agree with; else `texts` are run.
     """
+    if max_tokens < MIN_TOKENS:
+        raise ArtifactError(f"--max-tokens {max_tokens}: expected at least {MIN_TOKENS}")
     session = Session.open(model, "cpu")
     specs, output_specs = session.specs()
     _copy_model(model, folder)
@@ -218,9 +239,9 @@ def read_labels(given: str | None, config: Path) -> list[str]:
     if given:
         return [label.strip() for label in given.split(",")]
     try:
-        table = json.loads(config.read_text())["id2label"]
+        table = json.loads(config.read_text("utf-8"))["id2label"]
         return [table[str(index)] for index in range(len(table))]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise ArtifactError(f"{config}: no id2label found; name the labels with --labels negative,positive") from None
 
 
@@ -280,7 +301,7 @@ def main() -> None:
                     labels=read_labels(args.labels, args.tokenizer.with_name("config.json")),
                     max_tokens=args.max_tokens,
                     scores=args.scores,
-                    texts=args.texts.read_text().splitlines() if args.texts else list(GOLDEN_TEXTS),
+                    texts=read_texts(args.texts) if args.texts else list(GOLDEN_TEXTS),
                     **common,
                 )
             else:

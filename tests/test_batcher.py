@@ -426,19 +426,6 @@ async def test_each_run_is_described_with_its_rows_tokens_and_waits() -> None:
     assert ran.run_seconds >= 0
 
 
-async def test_busy_time_counts_a_run_under_way() -> None:
-    model = HeldModel()
-    async with running(model) as batcher:
-        assert batcher.busy_seconds == 0
-        (ticket,) = await hold(batcher, model)
-        busy = batcher.busy_seconds
-        await until(lambda: batcher.busy_seconds > busy)
-        model.open()
-        await result(ticket)
-        busy = batcher.busy_seconds
-        assert batcher.busy_seconds == busy, "it goes on although nothing runs"
-
-
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 

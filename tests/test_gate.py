@@ -512,13 +512,13 @@ FAILURES = [
     Failure("golden input has another rank", golden(input__features=np.zeros(4)), ("golden", "features"), sealed=True),
     Failure("golden input has no rows", golden(input__features=np.zeros((0, 4))), ("golden",), sealed=True),
     Failure("golden input is text", golden(input__features=np.full((3, 4), "x")), ("golden",), sealed=True),
-    Failure("golden file is not one", content("golden.npz", b"PK"), ("golden.npz", "does not load"), sealed=True),
-    Failure("golden file is empty", content("golden.npz", b""), ("golden.npz", "does not load"), sealed=True),
-    Failure("golden file is cut", cut("golden.npz", 0.5), ("golden.npz", "does not load"), sealed=True),
+    Failure("golden file is not one", content("golden.npz", b"PK"), ("golden.npz", "expected an .npz"), sealed=True),
+    Failure("golden file is empty", content("golden.npz", b""), ("golden.npz", "expected an .npz"), sealed=True),
+    Failure("golden file is cut", cut("golden.npz", 0.5), ("golden.npz", "expected an .npz"), sealed=True),
     Failure(
         "golden file needs unpickling",
         golden(input__features=np.array([[{}] * 4] * 3, object)),
-        ("golden.npz", "does not load"),
+        ("golden.npz", "expected an .npz"),
         sealed=True,
     ),
     # The provider.

@@ -549,6 +549,8 @@ def test_a_drain_lasts_no_longer_than_it_may(turner: Path) -> None:
             client.begin(INFER, infer_body(ENDLESS), part=10_000)
             await_traffic(server, in_flight=1, waiting=0)
             server.terminate()
+            status, headers, content = client.answer()
+            assert (status, list(content), headers["connection"]) == (503, ["error"], "close")
             assert server.wait() == 0
         assert await_event(server, "drain timeout")["in_flight"] == 1
         assert "Traceback" not in server.errors()

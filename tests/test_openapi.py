@@ -26,6 +26,7 @@ ROUTES = {
     ("get", "/v2"),
     ("get", "/v2/health/live"),
     ("get", "/v2/health/ready"),
+    ("get", "/v2/models/stats"),
     ("get", "/v2/models/{model_name}"),
     ("get", "/v2/models/{model_name}/ready"),
     ("get", "/v2/models/{model_name}/config"),

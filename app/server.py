@@ -1,0 +1,125 @@
+"""uvicorn, as this service runs it: a drain before its shutdown, a bound on request heads, a socket opened early."""
+
+import asyncio
+import os
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app import logs
+from app.edge import Traffic
+from app.errors import ConfigError
+from app.predictor import Predictor
+
+# Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
+KEEP_ALIVE_SECONDS = 65
+# Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
+BACKLOG = 2048
+MAX_HEAD_BYTES = 64 * 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError naming the address if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {error.strerror}") from None
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, whose parser would take a request line and headers of any size into memory."""
+
+    _in_head = False
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's; ends a connection whose head is beyond MAX_HEAD_BYTES and still goes on."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("Request line and headers too large.")
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._in_head = False
+        super().on_headers_complete()
+
+
+def uvicorn_config(app: object) -> uvicorn.Config:
+    """The one configuration of uvicorn."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="uvloop",
+        http=HttpProtocol,
+        ws="none",
+        lifespan="on",
+        # Logging is set up by the application; its own line per request replaces uvicorn's.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Nothing here depends on the client's address.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # What the drain has not finished by then is cut.
+        timeout_graceful_shutdown=1,
+        backlog=BACKLOG,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
+    request is on its way to."""
+
+    def __init__(
+        self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, drain_timeout_seconds: float
+    ) -> None:
+        super().__init__(config)
+        self._predictor = predictor
+        self._traffic = traffic
+        self._timeout = drain_timeout_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    def run_and_exit(self, sock: socket.socket) -> None:
+        """Serves until a signal, then ends the process with exit code 0."""
+        self.run(sockets=[sock])
+        sys.stdout.flush()
+        # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
+        os._exit(0)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; from here on a signal can be handed to the loop."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
+        if self._loop is None or self._drain is not None:
+            self.should_exit = self.force_exit = True
+            return
+        # A signal may interrupt anything, metrics' locks included: only the loop may act on it.
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._drain_then_stop())
+
+    async def _drain_then_stop(self) -> None:
+        log = logs.logger()
+        self._predictor.drain()
+        log.info("draining", in_flight=self._traffic.in_flight)
+        if not await self._traffic.idle(self._timeout):
+            log.warning("drain timeout", in_flight=self._traffic.in_flight)
+            for task in self.server_state.tasks:
+                task.cancel()  # each is answered 503
+        self.should_exit = True
