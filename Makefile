@@ -30,10 +30,12 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 soak: $(VENV)/dev ## 100,000 requests of mixed lengths: memory must stay flat
 	$(BIN)/python -m pytest tests/test_soak.py --soak-requests 100000 -s
 
-lint: $(VENV)/dev ## style, types
+lint: $(VENV)/dev ## style, types, Dockerfiles, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/shellcheck docker/*.sh
 
 format: $(VENV)/dev ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
@@ -68,13 +70,16 @@ image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/test_images.py $(ARGS)
 
 LOCK := pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+# The extra alone, without what the server needs.
+FETCH := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fetch"], sep="\n")
 
 lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses
 	$(PIP) install pip-tools
-	$(BIN)/$(LOCK) --extra cpu -o docker/requirements-cpu.txt
-	$(BIN)/$(LOCK) --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) --extra cpu --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra dev -o docker/requirements-dev.txt
+	$(BIN)/python -c '$(FETCH)' | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
