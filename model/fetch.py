@@ -105,7 +105,11 @@ class Source:
         # Its extension for other kinds of bucket asks for more permissions than reading takes.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-        botocore = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 1}}
+        botocore = {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"total_max_attempts": 1},
+        }
         # trust_env: as a cluster's proxy is told to everything else.
         web: dict[str, Any] = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
         options: dict[str, dict[str, Any]] = {
@@ -254,22 +258,31 @@ def judged(error: Exception, scheme: str, shown: str) -> Exception:
         return FetchError(f"{shown}: no credentials found for {scheme}://, in the environment or from the cluster")
     if status is not None and 400 <= status < 500 and status not in PASSING_STATUSES:
         return FetchError(f"{shown}: refused: HTTP {status}")
+    for step in chain(error):
+        # By the word, because aiohttp's error of this kind is one by name, without it.
+        if isinstance(step, ssl.SSLCertVerificationError) and (word := getattr(step, "verify_message", "")):
+            return FetchError(f"{shown}: the server's certificate is not trusted: {word}")
     if isinstance(error, ValueError):
         return FetchError(f"{shown}: refused: {kind}; check the address")
     return Passing(f"HTTP {status}" if status is not None else f"{kind}{cause_of(error)}")
 
 
-def cause_of(error: BaseException) -> str:
-    """The system's word on what went wrong with a connection, which a library's error wraps. "" if there is none."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it wraps, from the outside in."""
     step: BaseException | None = error
     while step is not None:
-        if isinstance(step, ssl.SSLCertVerificationError):
-            return f": {step.verify_message}"
+        yield step
+        inner = getattr(step, "certificate_error", None) or getattr(step, "os_error", None)  # aiohttp
+        step = inner or step.__cause__ or step.__context__
+
+
+def cause_of(error: BaseException) -> str:
+    """The system's word on what went wrong with a connection. "" if there is none."""
+    for step in chain(error):
         if isinstance(step, socket.gaierror):
             return f": {step.strerror}"
         if isinstance(step, OSError) and step.errno and step.errno > 0:
             return f": {os.strerror(step.errno)}"
-        step = getattr(step, "os_error", None) or step.__cause__ or step.__context__
     return ""
 
 
@@ -281,12 +294,15 @@ def s3_code(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that a library's error stands for, or that of the error behind it."""
-    response = getattr(error, "response", None)
-    found: object = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp; gcsfs
-    if isinstance(response, dict):  # botocore
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found: object = None
+    if isinstance(error, aiohttp.ClientResponseError):
+        found = error.status
+    elif type(error).__name__ == "HttpError":  # gcsfs
+        found = getattr(error, "code", None)
     elif str(error).startswith("Forbidden: "):  # gcsfs
         found = 403
+    elif isinstance(response := getattr(error, "response", None), dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if found is None and error.__cause__ is not None:
         return status_of(error.__cause__)
     return int(str(found)) if str(found).isdigit() else None
