@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
 from app.rowqueue import Row, RowQueue, Unit
@@ -21,7 +22,7 @@ RATE_WEIGHT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one batcher. Cost of a batch: rows x longest row, in tokens."""
+    """Bounds of one batcher. Cost of a batch: rows x longest row, in tokens, and `overhead_tokens` for the run."""
 
     runners: int
     batch_rows: int
@@ -29,6 +30,7 @@ class Limits:
     queue_rows: int
     delay_seconds: float = 0.0
     runner_timeout_seconds: float = 30.0
+    overhead_tokens: float = inf
 
 
 @dataclass(slots=True)
@@ -91,9 +93,10 @@ class Batcher:
         self._limits = limits
         self._rate = tokens_per_second
         self._on_ran = on_ran
-        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows)
+        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows, limits.overhead_tokens)
         self._wake = threading.Condition()
         self._runners = [_Runner() for _ in range(limits.runners)]
+        self._idle = 0
         self._closed = False
 
     def start(self) -> None:
@@ -204,10 +207,12 @@ class Batcher:
                     if delay > 0:
                         self._wake.wait(delay)
                         continue
-                    if batch := self._queue.take():
+                    if batch := self._queue.take(self._idle):
                         return batch
                 else:
+                    self._idle += 1
                     self._wake.wait()
+                    self._idle -= 1
             return None
 
     def _try(self, batch: list[Row]) -> tuple[list[object], str | None]:

@@ -180,6 +180,7 @@ def limits_of(settings: Settings, model: Model) -> Limits:
         settings.max_queue_rows,
         settings.batch_delay_ms / 1000,
         settings.runner_timeout_seconds,
+        model.overhead_tokens,
     )
 
 
