@@ -18,7 +18,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
-from app.batcher import Limits
 from app.edge import Edge, Traffic
 from app.errors import ArtifactError, ConfigError, RequestError, StartupError
 from app.exchange import error_answer
@@ -30,6 +29,7 @@ from app.predictor import Predictor
 from app.routes import service_handlers, service_router
 from app.server import Server, listen, uvicorn_config
 from app.settings import Settings, cpu_quota, read_settings, unknown_variables
+from app.ticket import Limits
 
 TERMINATION_LOG = Path("/dev/termination-log")
 CUDA_RUNNERS = 2
@@ -181,6 +181,7 @@ def limits_of(settings: Settings, model: Model) -> Limits:
         settings.batch_delay_ms / 1000,
         settings.runner_timeout_seconds,
         model.overhead_tokens,
+        settings.max_queue_wait_ms / 1000,
     )
 
 

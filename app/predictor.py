@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from app import metrics as m
-from app.batcher import Batcher, Limits, Ran, Ticket
+from app.batcher import Batcher
 from app.errors import NotFound, Unavailable
 from app.gate import Model
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import Array, Tensors
+from app.ticket import Limits, Ran, Ticket
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192
@@ -117,6 +118,11 @@ class Predictor:
             reason = "draining" if self.draining else "not_ready"
             raise Unavailable(f"not ready: {self.stage}", reason, close=self.draining)
 
+    def admit(self) -> None:
+        """Raises Unavailable if a request that comes now would be refused whatever is in it: reading it is work."""
+        self.require_ready()
+        self._serving().admit()
+
     def loaded(self) -> Model:
         """The model. Raises Unavailable before the gate has passed it."""
         if self.model is None:
@@ -147,7 +153,7 @@ class Predictor:
         if not isinstance(task, TextTask):
             raise NotFound("this model takes tensors: use /v2/models/{model}/infer")
         # Before the work of tokenising them.
-        self._serving().require_room(len(texts))
+        self._serving().admit(len(texts), deadline=deadline)
         if sum(map(len, texts)) > MAX_INLINE_CHARACTERS:
             units = await asyncio.to_thread(task.encode, texts)
         else:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import logs
 from app.edge import Traffic
 from app.errors import ConfigError
+from app.exchange import CONNECTION
 from app.predictor import Predictor
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
@@ -35,6 +37,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
+    on_lost: Callable[[], None] | None = None
+    """Called when the client leaves."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's; then tells whoever asked."""
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; ends a connection whose head is beyond MAX_HEAD_BYTES and still goes on."""
@@ -48,6 +58,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by the parser."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""

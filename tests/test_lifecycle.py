@@ -303,13 +303,13 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
             assert (status, content) == (503, {"error": "queue full"})
             assert int(headers["retry-after"]) >= 1
             assert "connection" not in headers, "it may come back on it"
-        status, _, _ = refused[0].ask(INFER, infer_body(*[QUICK] * 9))
-        assert status == 429, "that many rows will never be accepted"
         assert running.result().status_code == 200
         for number, client in enumerate(accepted):
             status, _, content = client.answer()
             assert (status, content["outputs"][0]["data"]) == (200, [number])
         assert refused[0].ask(INFER, infer_body(QUICK))[0] == 200
+        status, _, _ = refused[0].ask(INFER, infer_body(*[QUICK] * 9))
+        assert status == 429, "that many rows will never be accepted"
     await_traffic(server, in_flight=0, waiting=0)
 
 
