@@ -6,9 +6,11 @@ batch without waiting for the loop.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import inf
 
 from app.deadlines import Deadlines
@@ -19,6 +21,7 @@ from app.ticket import Limits, Ran, Ticket, describe
 Run = Callable[[Sequence[object]], Sequence[object]]
 # Share of a new measurement in the running tokens-per-second estimate.
 RATE_WEIGHT = 0.1
+RUNNER_NICE = 10
 
 
 class _Runner:
@@ -140,6 +143,9 @@ class Batcher:
 
     def _turn(self, runner: _Runner) -> None:
         """A runner's life: take, run, hand over, until closed."""
+        # The event loop goes first: it must refuse and hand out what is done while every core computes.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), RUNNER_NICE)
         while (batch := self._take(runner)) is not None:
             started = runner.since = time.monotonic()
             for row in batch:

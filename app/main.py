@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -147,6 +148,8 @@ def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupE
         except RuntimeError as error:  # no more threads
             on_fatal(StartupError(f"cannot start the runners: {error}"))
         if predictor.ready:
+            # What is there now stays: the collector need not look at it again in the middle of a request.
+            gc.freeze()
             _log_ready(settings, model)
 
     # A daemon: the process must not wait for it when it is told to end. The executor's threads would be waited for.

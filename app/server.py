@@ -21,6 +21,7 @@ KEEP_ALIVE_SECONDS = 65
 # Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
 BACKLOG = 2048
 MAX_HEAD_BYTES = 64 * 1024
+SWITCH_SECONDS = 0.0005
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -103,6 +104,9 @@ class Server(uvicorn.Server):
 
     def run_and_exit(self, sock: socket.socket) -> None:
         """Serves until a signal, then ends the process with exit code 0."""
+        # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
+        # is as long as a whole run of the model.
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.run(sockets=[sock])
         sys.stdout.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
