@@ -21,7 +21,7 @@ from app.ticket import Limits, Ran, Ticket, describe
 Run = Callable[[Sequence[object]], Sequence[object]]
 # Share of a new measurement in the running tokens-per-second estimate.
 RATE_WEIGHT = 0.1
-RUNNER_NICE = 10
+RUNNER_NICE = 5
 
 
 class _Runner:
