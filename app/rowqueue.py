@@ -97,7 +97,9 @@ class RowQueue:
         head = self._head()
         if head is None:
             return []
-        self._share = min(self.batch_tokens, max(self.overhead_tokens, self.tokens / (idle + 1)))
+        self._share = self.batch_tokens
+        if idle:
+            self._share = min(self.batch_tokens, max(self.overhead_tokens, self.tokens / (idle + 1)))
         batch = self._oldest(head) if self._passes - head.born >= self.max_passed else self._closest(head)
         for row in batch:
             self._forget(row)

@@ -127,9 +127,9 @@ class QueueMachine(RuleBasedStateMachine):
         assert head in batch, "the oldest live row was left"
         assert {row.unit.key for row in batch} == {head.unit.key}
         # Rows found dead on the way may have counted.
-        share = max(self.queue.overhead_tokens, waiting / (idle + 1))
+        share = max(self.queue.overhead_tokens, waiting / (idle + 1)) if idle else inf
         assert len(batch) == 1 or fits(batch, self.queue, share)
-        share = max(self.queue.overhead_tokens, size(live)[1] / (idle + 1))
+        share = max(self.queue.overhead_tokens, size(live)[1] / (idle + 1)) if idle else inf
         self.check_choice(head, batch, live, share)
         self.settle(batch)
 
@@ -142,7 +142,7 @@ class QueueMachine(RuleBasedStateMachine):
         shortest, longest = min(row.unit.length for row in batch), max(row.unit.length for row in batch)
         rows = size(batch)[0]
         assert not any(shortest < row.unit.length < longest for row in left), "a row closer in length was left"
-        # What each neighbour would add in padding: the cheaper does not fit, or costs more than a run of its own.
+        # What each neighbour would add in padding: one of them does not fit, or costs more than a run of its own.
         shorter = [row for row in left if row.unit.length <= shortest]
         longer = [row for row in left if row.unit.length >= longest]
         neighbours = [
@@ -155,12 +155,9 @@ class QueueMachine(RuleBasedStateMachine):
             for row in longer
             if row.unit.length == min(other.unit.length for other in longer)
         ]
-        if neighbours:
-            least = min(cost for cost, _ in neighbours)
-            cheapest = [row for cost, row in neighbours if cost == least]
-            assert least > self.queue.overhead_tokens or not all(
-                fits([*batch, row], self.queue, share) for row in cheapest
-            ), "room was left in the batch"
+        assert not neighbours or not all(
+            cost <= self.queue.overhead_tokens and fits([*batch, row], self.queue, share) for cost, row in neighbours
+        ), "room was left in the batch"
 
     def settle(self, batch: list[Row]) -> None:
         youngest = max(seen.order for seen in self.waiting if seen.row in batch)
