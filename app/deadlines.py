@@ -24,6 +24,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._slots: dict[int, dict[Expiring, None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
 
     def add(self, loop: asyncio.AbstractEventLoop, wait: Expiring, deadline: float) -> None:
         """deadline: on the clock of `time.monotonic()`, seconds."""
@@ -31,14 +32,19 @@ class Deadlines:
         waits = self._slots.get(slot)
         if waits is None:
             waits = self._slots[slot] = {}
-            loop.call_later(slot * SLOT_SECONDS - time.monotonic(), self._fire, slot)
+            self._timers[slot] = loop.call_later(slot * SLOT_SECONDS - time.monotonic(), self._fire, slot)
         waits[wait] = None
 
     def discard(self, wait: Expiring) -> None:
-        """Forgets a wait that has ended."""
-        if waits := self._slots.get(wait.slot):
+        """Forgets a wait that has ended, and its slot with the last of them: a deadline may be hours away."""
+        waits = self._slots.get(wait.slot)
+        if waits is not None:
             waits.pop(wait, None)
+            if not waits:
+                del self._slots[wait.slot]
+                self._timers.pop(wait.slot).cancel()
 
     def _fire(self, slot: int) -> None:
+        del self._timers[slot]
         for wait in self._slots.pop(slot):
             wait.expire()

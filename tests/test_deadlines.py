@@ -49,7 +49,8 @@ async def test_waits_that_end_together_share_a_timer() -> None:
     waits = [Wait() for _ in range(100)]
     for wait in waits:
         deadlines.add(loop, wait, deadline)
-    assert len(deadlines._slots) == 1
+    assert len(deadlines._timers) == 1
     for wait in waits:
         deadlines.discard(wait)
-    assert not any(deadlines._slots.values()), "nothing is kept for a wait that has ended"
+    assert not deadlines._slots, "nothing is kept for waits that have ended"
+    assert not deadlines._timers
