@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench profile lint format lock artifact-cuda clean
+.PHONY: help run test soak bench profile lint format lock artifact-cuda image-cpu image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,12 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 soak: $(VENV)/dev ## 100,000 requests of mixed lengths: memory must stay flat
 	$(BIN)/python -m pytest tests/test_soak.py --soak-requests 100000 -s
 
-lint: $(VENV)/dev ## style, types
+lint: $(VENV)/dev ## style, types, Dockerfiles, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/shellcheck docker/*.sh
 
 format: $(VENV)/dev ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
@@ -48,14 +50,36 @@ profile: $(VENV)/dev ## where the CPU time of one request goes
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
 	$(BIN)/python -m model.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda
 
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+IMAGE ?= sentiment-inference
+# Where there is no image registry: a base from Debian's packages, built without a container engine's network.
+TEST_BASE := localhost/debian-python:bookworm
+TEST_IMAGE := localhost/sentiment-inference:test
+
+image-cpu: ## the CPU server's image, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
+	sh docker/build.sh cpu $(IMAGE):$(VERSION)
+
+image-tools: ## install what image-test needs, from Debian's packages (as root)
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends buildah podman runc debootstrap git
+
+image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and run it with podman (as root)
+	buildah inspect $(TEST_BASE) >/dev/null 2>&1 || sh docker/debian-base.sh $(TEST_BASE)
+	BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)" \
+		sh docker/build.sh cpu $(TEST_IMAGE)
+	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/test_images.py $(ARGS)
+
 LOCK := pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+# The extra alone, without what the server needs.
+FETCH := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fetch"], sep="\n")
 
 lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses
 	$(PIP) install pip-tools
-	$(BIN)/$(LOCK) --extra cpu -o docker/requirements-cpu.txt
-	$(BIN)/$(LOCK) --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) --extra cpu --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra dev -o docker/requirements-dev.txt
+	$(BIN)/python -c '$(FETCH)' | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
