@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "max_step_seconds": "a step ends after this even if not stable",
         "growth_percent_per_second": "how fast traffic may grow while new replicas start",
         "scrape_seconds": "how old the metric may be",
+        "window_seconds": "the metric is a mean over this; it is half as old",
         "sync_seconds": "HPA sync period",
         "pull_seconds": "image pull on a new replica's node",
         "node_seconds": "provisioning of a new node; 0: there is room",

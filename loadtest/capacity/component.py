@@ -80,24 +80,30 @@ def _keda(run_id: str, targets: Derivation) -> str:
     )
 
 
-def _cpu_metric(targets: Derivation) -> str | None:
-    if targets.target_cpu_percent is None:
-        return None
+# A HPA takes the largest answer of its metrics, so the second acts only past the first, or when the first is missing.
+WHOLE_LIST = "# The whole list: each target is right only beside these.\n- op: add\n  path: /spec/metrics\n  value:\n"
+
+
+def _cpu_entry(percent: int) -> str:
     return (
-        "# The whole list: the target is wrong beside another metric's.\n"
-        "- op: add\n  path: /spec/metrics\n  value:\n"
         "    - type: Resource\n      resource:\n        name: cpu\n"
-        f"        target: {{type: Utilization, averageUtilization: {targets.target_cpu_percent}}}\n"
+        f"        target: {{type: Utilization, averageUtilization: {percent}}}\n"
     )
+
+
+def _cpu_metric(targets: Derivation) -> str | None:
+    return None if targets.target_cpu_percent is None else WHOLE_LIST + _cpu_entry(targets.target_cpu_percent)
 
 
 def _in_flight_metric(targets: Derivation) -> str:
-    return (
-        "# The whole list: the target is wrong beside another metric's.\n"
-        "- op: add\n  path: /spec/metrics\n  value:\n"
-        f"    - type: Pods\n      pods:\n        metric: {{name: {METRIC}}}\n"
+    text = (
+        f"{WHOLE_LIST}    - type: Pods\n      pods:\n        metric: {{name: {METRIC}}}\n"
         f'        target: {{type: AverageValue, averageValue: "{quantity(targets.target_in_flight)}"}}\n'
     )
+    if targets.target_cpu_percent is not None:
+        # A tenth above CPU's own target.
+        text += _cpu_entry(min(95, round(targets.target_cpu_percent * 1.1)))
+    return text
 
 
 def _threshold(targets: Derivation) -> str:

@@ -19,6 +19,7 @@ def delays(options: Options, start_seconds: float, start_source: str) -> list[De
     """The parts of the time from a growing load to a replica that helps, in their order."""
     return [
         Delay("metric is scraped", options.scrape_seconds, "--scrape-seconds"),
+        Delay("metric is a mean, half its window old", options.window_seconds / 2, "--window-seconds"),
         Delay("HPA looks", options.sync_seconds, "--sync-seconds"),
         Delay("node is provisioned", options.node_seconds, "--node-seconds"),
         Delay("image is pulled", options.pull_seconds, "--pull-seconds"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from loadtest.capacity import stats
 from loadtest.capacity.load import Client, Samples
-from loadtest.capacity.schema import Options, Step
+from loadtest.capacity.schema import Estimate, Options, Step
 from loadtest.capacity.scrape import Reading, Scraper, between
 
 # Rendering metrics takes the server's time too: not often.
@@ -62,8 +62,13 @@ class Watch:
             self._during.append(await self._scraper.read())
 
 
-def summarise(samples: Samples, begin: float, end: float, watch: Watch, **given: object) -> Step:
-    """The step that these samples make; `given` are the fields that say which load it was."""
+def _rate(finished: stats.Values, seconds: stats.Values, begin: float, in_flight: float | None) -> Estimate:
+    """By Little's law where that many are always in flight, else by counting."""
+    return stats.rate(finished, begin) if in_flight is None else stats.rate_of(seconds, in_flight)
+
+
+def summarise(samples: Samples, begin: float, end: float, watch: Watch, held: float | None, **given: object) -> Step:
+    """The step that these samples make. `held`: so many in flight all the time, or None; `given`: which load."""
     finished, seconds, statuses = (np.array(part) for part in (samples.finished, samples.seconds, samples.statuses))
     chosen = (finished >= begin) & (finished <= end) if len(finished) else np.zeros(0, bool)
     good = chosen & (statuses == 200)
@@ -74,7 +79,7 @@ def summarise(samples: Samples, begin: float, end: float, watch: Watch, **given:
         return float(np.percentile(latencies, percent)) if len(latencies) else float("inf")
 
     fields: dict[str, object] = {
-        "rps": stats.rate(finished[good], begin),
+        "rps": _rate(finished[good], seconds[good], begin, held if good.sum() == chosen.sum() else None),
         "mean_ms": float(np.mean(latencies)) if len(latencies) else float("inf"),
         "p50_ms": at(50),
         "p95_ms": stats.percentile(latencies, 95),
@@ -89,12 +94,12 @@ def summarise(samples: Samples, begin: float, end: float, watch: Watch, **given:
     return Step(**fields, **given)  # type: ignore[arg-type]
 
 
-def stable(samples: Samples, begin: float, precision: float) -> bool:
+def stable(samples: Samples, begin: float, in_flight: float, precision: float) -> bool:
     """Whether rate and 95th percentile are known well enough."""
-    finished = np.array(samples.finished)
-    good = (finished >= begin) & (np.array(samples.statuses) == 200)
-    rate = stats.rate(finished[good], begin)
-    p95 = stats.percentile(np.array(samples.seconds)[good], 95)
+    finished, seconds, statuses = (np.array(part) for part in (samples.finished, samples.seconds, samples.statuses))
+    good = (finished >= begin) & (statuses == 200)
+    rate = _rate(finished[good], seconds[good], begin, in_flight if good.all() else None)
+    p95 = stats.percentile(seconds[good], 95)
     return rate.relative <= precision and p95.relative <= precision * P95_FACTOR
 
 
@@ -113,18 +118,20 @@ async def closed_step(
     samples = client.samples = Samples()
     async with Watch(scraper) as watch:
         begin = time.perf_counter()
-        held = False
+        enough = False
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             end = time.perf_counter()
             on_progress(end - begin)
             if end - begin < rules.min_seconds:
                 continue
-            held = stable(samples, begin, rules.precision)
+            enough = stable(samples, begin, in_flight, rules.precision)
             few = len(samples.finished) < LEAST_ANSWERS and end - begin < PATIENCE * rules.max_seconds
-            if held or (end - begin >= rules.max_seconds and not few):
+            if enough or (end - begin >= rules.max_seconds and not few):
                 break
-    return summarise(samples, begin, end, watch, loop="closed", in_flight=float(in_flight), stable=held)
+    return summarise(
+        samples, begin, end, watch, float(in_flight), loop="closed", in_flight=float(in_flight), stable=enough
+    )
 
 
 async def open_step(client: Client, scraper: Scraper, rate: float, seconds: float) -> Step:
@@ -142,6 +149,6 @@ async def open_step(client: Client, scraper: Scraper, rate: float, seconds: floa
     for finished, waited, status in zip(samples.finished, samples.seconds, samples.statuses, strict=True):
         if begin <= finished - waited <= end:
             counted.add(finished, waited, status)
+    step = summarise(counted, begin, np.inf, watch, None, loop="open", in_flight=0.0, stable=True, offered_rps=rate)
     in_flight = sum(counted.seconds) / (end - begin)  # Little's law
-    step = summarise(counted, begin, np.inf, watch, loop="open", in_flight=in_flight, stable=True, offered_rps=rate)
-    return msgspec.structs.replace(step, seconds=end - begin, errors=step.errors + unanswered)
+    return msgspec.structs.replace(step, in_flight=in_flight, seconds=end - begin, errors=step.errors + unanswered)

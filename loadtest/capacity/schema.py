@@ -136,6 +136,7 @@ class Options(msgspec.Struct, frozen=True):
     max_step_seconds: float = 12.0
     growth_percent_per_second: float = 1.0
     scrape_seconds: float = 15.0
+    window_seconds: float = 60.0
     sync_seconds: float = 15.0
     pull_seconds: float = 10.0
     node_seconds: float = 0.0

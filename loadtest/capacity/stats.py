@@ -46,14 +46,18 @@ def rate(finished: Values, started: float) -> Estimate:
     return Estimate(float(overall), T_95 * float(relative) * float(overall))
 
 
+def rate_of(latencies: Values, in_flight: float) -> Estimate:
+    """Completions per second of a closed loop without failures, by Little's law: what is in flight divided by how long
+    it takes. Unlike a count it does not depend on where in a burst the window ends, nor on a silence at its end."""
+    mean = _estimate(latencies, lambda part: float(np.mean(part)), 1)
+    if not 0 < mean.value < float("inf"):
+        return Estimate(0.0, float("inf"))
+    return Estimate(in_flight / mean.value, mean.relative * in_flight / mean.value)
+
+
 def percentile(values: Values, percent: float) -> Estimate:
     """A percentile of values in order of time."""
     return _estimate(values, lambda part: float(np.percentile(part, percent)), MIN_PER_BATCH)
-
-
-def mean(values: Values) -> Estimate:
-    """The mean of values in order of time."""
-    return _estimate(values, lambda part: float(np.mean(part)), 1)
 
 
 def _estimate(values: Values, of: Callable[[Values], float], least: int) -> Estimate:
