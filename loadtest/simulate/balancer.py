@@ -33,7 +33,11 @@ class Backend:
             return
         self.process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         assert self.process.stdout is not None
-        self.port = int(await self.process.stdout.readline())
+        line = await self.process.stdout.readline()
+        if self.gone:  # stopped while it started
+            await self.stop()
+            return
+        self.port = int(line)
         self.ready_at = time.perf_counter()
 
     async def forward(self, request: bytes) -> bytes:

@@ -138,7 +138,8 @@ class Fleet:
             cores = np.interp(self.served, self._replica.rates, self._replica.cpu_cores)
             return np.asarray(cores / cpu_request, dtype=np.float64)
         if signal == "queue":
-            return np.asarray(np.interp(self.n, self._replica.levels, self._replica.wait_at), dtype=np.float64)
+            growing = np.interp(self.n, self._replica.levels, self._replica.wait_at)
+            return np.maximum(growing, np.interp(self.served, self._replica.rates, self._replica.wait_ms))
         return self.n.copy()
 
     def pods(self, now: float, signal: Signal) -> Pods:

@@ -32,6 +32,7 @@ class Replica:
     p95_ms: Array
     late: Array
     cpu_cores: Array
+    wait_ms: Array
     levels: Array
     throughput: Array
     p95_at: Array
@@ -45,6 +46,9 @@ class Replica:
         late = curve.late_share(report.options.slo_p95_ms)
         states = [steady(curve, rate, report.options.slo_p95_ms, late) for rate in _GRID * curve.peak_rps]
         levels = np.arange(curve.bound + 1, dtype=np.float64)
+        waits = _waits(report.steps, curve, levels)
+        # Of an arrival that finds k there, and makes it k + 1.
+        seen = [curve.probabilities(rate)[:-1] for rate in _GRID * curve.peak_rps]
         return Replica(
             slo_ms=report.options.slo_p95_ms,
             bound=curve.bound,
@@ -55,17 +59,20 @@ class Replica:
             p95_ms=np.array([state.p95_ms for state in states]),
             late=np.array([state.late_share for state in states]),
             cpu_cores=_by_rate(report.steps, _GRID * curve.peak_rps, lambda step: step.server.cpu_cores),
+            wait_ms=np.array([p @ waits[1:] / p.sum() for p in seen]),
             levels=levels,
             throughput=np.concatenate(([0.0], curve.throughput)),
             p95_at=np.concatenate((curve.p95_ms[:1], curve.p95_ms)),
             late_at=np.concatenate((late[:1], late)),
-            wait_at=_waits(report.steps, curve, levels),
+            wait_at=waits,
         )
 
     def step(self, n: Array, rps: float, seconds: float) -> tuple[Array, Array, Array, Flags]:
         """Replicas with `n` in flight each, that get `rps` each for `seconds`: what is in flight then, served per
         second, refused per second, and whether each is in steady state (else its queue grows or drains)."""
-        leaves = np.interp(n, self.levels, self.throughput)
+        # An empty replica fills within a moment, not within a step of time.
+        filled = np.maximum(n, np.minimum(n + rps * seconds, self.peak_at))
+        leaves = np.interp(filled, self.levels, self.throughput)
         settled = float(np.interp(rps, self.rates, self.in_flight))
         # Over the peak, or past it on a curve that falls again: the queue grows by what does not leave.
         over = (rps > self.peak_rps) | ((n > self.peak_at) & (leaves < rps))

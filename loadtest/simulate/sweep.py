@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from loadtest.capacity.schema import Report
 from loadtest.shapes import Shape
@@ -56,9 +57,7 @@ class Setup:
             return targets.target_in_flight
         if signal == "cpu":
             return None if targets.target_cpu_percent is None else targets.target_cpu_percent / 100
-        # Where the server tells no queue wait, what a request takes longer than alone stands for it.
-        level = min(len(self.replica.wait_at) - 1, round(targets.target_in_flight))
-        return targets.target_queue_wait_ms or float(self.replica.wait_at[level]) or None
+        return float(np.interp(targets.target_rps, self.replica.rates, self.replica.wait_ms)) or None
 
 
 def run(setup: Setup, signal: Signal, target: float, min_replicas: int, shape: Shape) -> Timeline:
