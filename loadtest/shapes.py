@@ -5,6 +5,7 @@ Standard library only: the simulator, the locustfile and its containers share it
 
 import csv
 import math
+import random
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,21 @@ class ShapeError(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """A rate over time, and how long it lasts."""
+    """A rate over time, how long it lasts, and the highest it gets."""
 
     name: str
     seconds: float
     rate: Rate
+    highest: float
+
+    def next_arrival(self, t: float, rng: random.Random, share: float = 1.0) -> float:
+        """When the next of Poisson arrivals after `t` is due, of a `share` of the rate; past the end if none is. By
+        thinning: a gap drawn from the rate at its start would miss that the rate changes meanwhile."""
+        while t <= self.seconds and self.highest > 0:
+            t += rng.expovariate(self.highest * share)
+            if rng.random() * self.highest < self.rate(t):
+                return t
+        return float("inf")
 
 
 def shape(name: str, base: float, peak: float, seconds: float, trace: Path | None = None) -> Shape:
@@ -53,7 +64,7 @@ def shape(name: str, base: float, peak: float, seconds: float, trace: Path | Non
     }
     if name not in rates:
         raise ShapeError(f"{name!r} is not a shape: {', '.join(NAMES)}")
-    return Shape(name, seconds, rates[name])
+    return Shape(name, seconds, rates[name], peak)
 
 
 def read_trace(path: Path) -> Shape:
@@ -83,4 +94,4 @@ def read_trace(path: Path) -> Shape:
         share = (t + times[0] - times[right - 1]) / (times[right] - times[right - 1])
         return rates[right - 1] + (rates[right] - rates[right - 1]) * min(1.0, share)
 
-    return Shape(path.stem, times[-1] - times[0], at_second)
+    return Shape(path.stem, times[-1] - times[0], at_second, max(rates))

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from loadtest.shapes import Shape
+
 # A client that is refused waits, or it would count refusals instead of measuring the server.
 BACK_OFF_SECONDS = 0.05
 MAX_OPEN_CONNECTIONS = 4096
@@ -201,9 +203,9 @@ class Client:
         self._active -= 1
         self.hold(self._level)
 
-    async def arrive(self, rate: Callable[[float], float], seconds: float, seed: int = 0) -> int:
-        """Poisson arrivals at `rate(t)` per second for `seconds`, whatever the server does; returns how many. A latency
-        counts from when the request was due, so that a slow server cannot hide behind a client that waits."""
+    async def arrive(self, traffic: Shape, seed: int = 0) -> int:
+        """Poisson arrivals, whatever the server does; returns how many. A latency counts from when the request was due,
+        so that a slow server cannot hide behind a client that waits."""
         rng = random.Random(seed)
         waiting: deque[float] = deque()
         opening = 0
@@ -239,12 +241,9 @@ class Client:
                 idle.append(connection)
 
         idle: deque[Connection] = deque()
-        start = due = time.perf_counter()
-        while True:
-            # Arrivals are due on their own clock: thinning is not needed while the rate changes slowly between two.
-            due += rng.expovariate(max(1e-9, rate(due - start)))
-            if due >= start + seconds:
-                break
+        start, at = time.perf_counter(), 0.0
+        while (at := traffic.next_arrival(at, rng)) < traffic.seconds:
+            due = start + at
             pause = due - time.perf_counter()
             if pause > 0 or count % 16 == 0:
                 await asyncio.sleep(max(0.0, pause))
@@ -257,7 +256,7 @@ class Client:
                 waiting.append(due)
                 if opening + len(self._all) < MAX_OPEN_CONNECTIONS:
                     self._spawn(open_one())
-        await asyncio.sleep(max(0.0, start + seconds - time.perf_counter()))
+        await asyncio.sleep(max(0.0, start + traffic.seconds - time.perf_counter()))
         return count
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from loadtest.capacity import stats
 from loadtest.capacity.load import Client, Samples
 from loadtest.capacity.schema import Estimate, Options, Step
 from loadtest.capacity.scrape import Reading, Scraper, between
+from loadtest.shapes import shape
 
 # Rendering metrics takes the server's time too: not often.
 GAUGE_SECONDS = 1.0
@@ -140,7 +141,7 @@ async def open_step(client: Client, scraper: Scraper, rate: float, seconds: floa
     samples = client.samples = Samples()
     async with Watch(scraper) as watch:
         started = time.perf_counter()
-        sent = await client.arrive(lambda _: rate, seconds)
+        sent = await client.arrive(shape("constant", rate, rate, seconds))
         end = time.perf_counter()
     while len(samples.finished) < sent and time.perf_counter() - end < GRACE_SECONDS:
         await asyncio.sleep(LOOK_SECONDS / 10)

@@ -92,7 +92,7 @@ def _setup(report: Report, args: argparse.Namespace) -> sweep.Setup:
         base = args.base_rps or options.base_rps or targets.target_rps
         peak = args.peak_rps or options.peak_rps or 5 * base
         chosen = [shapes.shape(name, base, max(base, peak), args.seconds) for name in args.shapes]
-    highest = max(shape.rate(shape.seconds * i / 1000) for shape in chosen for i in range(1001))
+    highest = max(shape.highest for shape in chosen)
     start = sum(delay.seconds for delay in targets.delays if delay.name.startswith(("process", "readiness")))
     world = World(
         scrape_seconds=options.scrape_seconds,

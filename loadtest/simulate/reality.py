@@ -85,7 +85,7 @@ async def observe(report: Report, traffic: Shape, world: World) -> Observed:
         client = Client(target, [target.post(b"{}")])
         start = time.perf_counter()
         control = asyncio.create_task(_control(balancer, scaler, world, seen, start))
-        await client.arrive(traffic.rate, traffic.seconds)
+        await client.arrive(traffic)
         control.cancel()
         await asyncio.gather(control, return_exceptions=True)
         await client.close()
