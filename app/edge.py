@@ -111,7 +111,7 @@ class Edge:
                 (b"x-request-id", exchange.id.encode()),
                 *answer.headers,
             ]
-            if self.predictor.draining:
+            if self.predictor.leaving:
                 headers.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
@@ -150,7 +150,7 @@ class Edge:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
-                if self.predictor.draining:
+                if self.predictor.leaving:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

@@ -198,5 +198,5 @@ def main() -> None:
         raise
     app = create_app(settings)
     logs.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    server = Server(uvicorn_config(app), app.predictor, app.traffic, settings.drain_timeout_seconds)
+    server = Server(uvicorn_config(app), app.predictor, app.traffic, settings)
     server.run_and_exit(sock)

@@ -15,6 +15,7 @@ from app.edge import Traffic
 from app.errors import ConfigError
 from app.exchange import CONNECTION
 from app.predictor import Predictor
+from app.settings import Settings
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
@@ -92,13 +93,12 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(
-        self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, drain_timeout_seconds: float
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, settings: Settings) -> None:
         super().__init__(config)
         self._predictor = predictor
         self._traffic = traffic
-        self._timeout = drain_timeout_seconds
+        self._delay = settings.drain_delay_seconds
+        self._timeout = settings.drain_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
 
@@ -131,8 +131,11 @@ class Server(uvicorn.Server):
 
     async def _drain_then_stop(self) -> None:
         log = logs.logger()
-        self._predictor.drain()
+        self._predictor.leave()
         log.info("draining", in_flight=self._traffic.in_flight)
+        # Clients with open connections learn from each answer that it is the last on its connection.
+        await asyncio.sleep(self._delay)
+        self._predictor.drain()
         if not await self._traffic.idle(self._timeout):
             log.warning("drain timeout", in_flight=self._traffic.in_flight)
             for task in self.server_state.tasks:

@@ -206,7 +206,8 @@ def test_a_pod_has_the_time_to_leave_without_losing_a_request(variation: Variati
     for deployment in of_kind(objects, "Deployment"):
         server = server_of(deployment)
         sleep = server["lifecycle"]["preStop"]["sleep"]["seconds"]
-        drain = float(environment(server, objects)["APP_DRAIN_TIMEOUT_SECONDS"])
+        settings = environment(server, objects)
+        drain = float(settings["APP_DRAIN_DELAY_SECONDS"]) + float(settings["APP_DRAIN_TIMEOUT_SECONDS"])
         timeout = float(environment(server, objects)["APP_REQUEST_TIMEOUT_MS"]) / 1000
         grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert sleep >= ENDPOINT_SECONDS

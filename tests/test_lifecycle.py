@@ -523,6 +523,26 @@ def test_while_an_accepted_request_drains_new_ones_are_refused_on_open_and_new_c
         assert "drain timeout" not in events(server)
 
 
+def test_with_a_delay_clients_on_open_connections_are_answered_and_sent_away_before_anything_is_refused(
+    turner: Path,
+) -> None:
+    """What a rolling update needs: a proxy keeps sending to a Pod on connections that it has open."""
+    with ServerProcess(turner, drain_delay_seconds=600).ready() as server, connected(server.port, 3) as clients:
+        asking, probing, late = clients
+        assert asking.ask(INFER, infer_body(QUICK))[1].get("connection") is None
+        server.terminate()
+        await_event(server, "draining")
+        status, headers, content = probing.ask("/ready")
+        assert (status, content["stage"], headers["connection"]) == (503, "draining", "close")
+        for client in (asking, late):
+            status, headers, content = client.ask(INFER, infer_body(QUICK))
+            assert (status, content["outputs"][0]["data"]) == (200, [QUICK])
+            assert headers["connection"] == "close"
+        # The second signal ends the wait.
+        server.terminate()
+        assert server.wait() == 0
+
+
 def test_what_runs_and_what_waits_is_answered_before_the_process_ends(turner: Path, pool: ThreadPoolExecutor) -> None:
     with ServerProcess(turner, runners=1, request_timeout_ms=HOUR_MS, drain_timeout_seconds=600).ready() as server:
         answers = [occupy(server, pool, SLOW)]
