@@ -6,73 +6,31 @@ batch without waiting for the loop.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from math import inf
 
-from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
+from app.deadlines import Deadlines
+from app.errors import RunFailed, TooManyRows, Unavailable
 from app.rowqueue import Row, RowQueue, Unit
+from app.ticket import Limits, Ran, Ticket, describe
 
 Run = Callable[[Sequence[object]], Sequence[object]]
 # Share of a new measurement in the running tokens-per-second estimate.
 RATE_WEIGHT = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one batcher. Cost of a batch: rows x longest row, in tokens."""
-
-    runners: int
-    batch_rows: int
-    batch_tokens: int
-    queue_rows: int
-    delay_seconds: float = 0.0
-    runner_timeout_seconds: float = 30.0
-
-
-@dataclass(slots=True)
-class Ran:
-    """One finished run, for metrics. Times in seconds; `error` is the exception's type name, never its message."""
-
-    rows: int
-    real_tokens: int
-    padded_tokens: int
-    run_seconds: float
-    wait_seconds: list[float]
-    error: str | None = None
-
-
-class Ticket:
-    """One submitted request: a future of its results, and how long they took."""
-
-    __slots__ = ("deadline", "dispatched", "finished", "future", "missing", "results", "submitted")
-
-    def __init__(self, units: int, deadline: float, future: "asyncio.Future[list[object]]") -> None:
-        self.future = future
-        self.deadline = deadline
-        self.missing = units
-        self.results: list[object] = [None] * units
-        self.submitted = time.monotonic()
-        self.dispatched = 0.0
-        self.finished = 0.0
-
-    @property
-    def queue_seconds(self) -> float:
-        """From submission until its first row was taken."""
-        return max(0.0, self.dispatched - self.submitted) if self.dispatched else 0.0
-
-    @property
-    def inference_seconds(self) -> float:
-        """From the first row taken until the last result was there."""
-        return max(0.0, self.finished - self.dispatched) if self.finished else 0.0
+RUNNER_NICE = 5
 
 
 class _Runner:
-    """One thread's state, for supervision. `since` is the start of the current run, 0 between runs."""
+    """One thread's state. `since` is the start of the current run, 0 between runs; `free` when it last had nothing
+    left to do but to take what waits."""
 
     def __init__(self) -> None:
         self.since = 0.0
+        self.free = 0.0
         self.thread: threading.Thread | None = None
 
 
@@ -91,9 +49,11 @@ class Batcher:
         self._limits = limits
         self._rate = tokens_per_second
         self._on_ran = on_ran
-        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows)
+        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows, limits.overhead_tokens)
         self._wake = threading.Condition()
         self._runners = [_Runner() for _ in range(limits.runners)]
+        self._deadlines = Deadlines()
+        self._idle = 0
         self._closed = False
 
     def start(self) -> None:
@@ -111,17 +71,13 @@ class Batcher:
         when the model fails on the units, in Unavailable when the batcher closes. Raises TooManyRows if the queue could
         never hold the units, Unavailable if it is full or they would wait beyond the deadline.
         """
-        self.require_room(sum(unit.rows for unit in units))
-        wait = self.wait_seconds(sum(unit.rows * unit.length for unit in units))
-        # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
-        if self._queue.rows and wait > deadline - time.monotonic():
-            raise Unavailable("would not be answered before its deadline", "late", wait)
-        ticket = Ticket(len(units), deadline, self._loop.create_future())
+        self.admit(sum(unit.rows for unit in units), sum(unit.rows * unit.length for unit in units), deadline)
+        ticket = Ticket(len(units), self._loop.create_future())
         rows = [Row(unit, ticket.future, (ticket, index), ticket.submitted) for index, unit in enumerate(units)]
-        timer = self._loop.call_later(deadline - ticket.submitted, _expire, ticket.future)
+        self._deadlines.add(self._loop, ticket, deadline)
 
         def done(_: object) -> None:
-            timer.cancel()
+            self._deadlines.discard(ticket)
             # Not all results are there, so nobody waits for them any more.
             if ticket.missing:
                 with self._wake:
@@ -135,15 +91,23 @@ class Batcher:
             self._wake.notify(len(units))
         return ticket
 
-    def require_room(self, rows: int) -> None:
-        """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now."""
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+        """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
+        wait too long."""
         if self._closed:
             raise Unavailable("shutting down", "draining", close=True)
-        limit = self._limits.queue_rows
-        if rows > limit:
-            raise TooManyRows(f"{rows} rows: the queue holds at most {limit}; send fewer per request")
-        if self._queue.rows + rows > limit:
-            raise Unavailable("queue full", "queue_full", self.wait_seconds())
+        limits, waiting = self._limits, self._queue.rows
+        if rows > limits.queue_rows:
+            raise TooManyRows(f"{rows} rows: the queue holds at most {limits.queue_rows}; send fewer per request")
+        # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
+        if not waiting:
+            return
+        wait = self.wait_seconds()
+        if waiting + rows > limits.queue_rows or wait > limits.max_wait_seconds:
+            raise Unavailable("queue full", "queue_full", wait)
+        wait = self.wait_seconds(tokens)
+        if wait > deadline - time.monotonic():
+            raise Unavailable("would not be answered before its deadline", "late", wait)
 
     def wait_seconds(self, cost: int = 0) -> float:
         """Estimated time until `cost` more tokens would be answered: queued tokens ÷ measured tokens per second."""
@@ -179,7 +143,10 @@ class Batcher:
 
     def _turn(self, runner: _Runner) -> None:
         """A runner's life: take, run, hand over, until closed."""
-        while (batch := self._take()) is not None:
+        # The event loop goes first: it must refuse and hand out what is done while every core computes.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), RUNNER_NICE)
+        while (batch := self._take(runner)) is not None:
             started = runner.since = time.monotonic()
             for row in batch:
                 ticket = row.tag[0]
@@ -187,27 +154,33 @@ class Batcher:
             results, error = self._try(batch)
             finished = time.monotonic()
             runner.since = 0.0
-            ran = _describe(batch, started, finished, error)
+            ran = describe(batch, started, finished, error)
             if error is None:
-                measured = ran.padded_tokens / max(1e-6, ran.run_seconds)
+                # From when it could have started, not from when it did: getting there takes its time under load.
+                measured = ran.padded_tokens / max(1e-6, finished - runner.free)
                 self._rate += RATE_WEIGHT * (measured - self._rate)
+            runner.free = finished
             try:
                 self._loop.call_soon_threadsafe(self._deliver, batch, results, ran, finished)
             except RuntimeError:
                 return  # the loop has closed: nobody waits any more
 
-    def _take(self) -> list[Row] | None:
+    def _take(self, runner: _Runner) -> list[Row] | None:
         with self._wake:
             while not self._closed:
                 if self._queue.rows:
                     delay = self._queue.fill_delay(self._limits.delay_seconds)
                     if delay > 0:
                         self._wake.wait(delay)
+                        runner.free = time.monotonic()
                         continue
-                    if batch := self._queue.take():
+                    if batch := self._queue.take(self._idle):
                         return batch
                 else:
+                    self._idle += 1
                     self._wake.wait()
+                    self._idle -= 1
+                    runner.free = time.monotonic()
             return None
 
     def _try(self, batch: list[Row]) -> tuple[list[object], str | None]:
@@ -241,16 +214,3 @@ class Batcher:
             if not ticket.missing:
                 ticket.finished = finished
                 row.future.set_result(ticket.results)
-
-
-def _expire(future: "asyncio.Future[list[object]]") -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded("not answered before its deadline"))
-
-
-def _describe(batch: list[Row], started: float, finished: float, error: str | None) -> Ran:
-    rows = sum(row.unit.rows for row in batch)
-    longest = max(row.unit.length for row in batch)
-    real = sum(row.unit.rows * row.unit.length for row in batch)
-    waits = [started - row.submitted for row in batch]
-    return Ran(rows, real, rows * longest, finished - started, waits, error)

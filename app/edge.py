@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import STATUSES, RequestError, Unavailable
-from app.exchange import Answer, Buffers, Exchange, error_answer, request_id_of
+from app.exchange import Answer, Exchange, Exchanges, error_answer, request_id_of
 from app.logs import logger, stack_of
 from app.metrics import ROUTES, Metrics
 from app.predictor import Predictor
@@ -61,8 +61,7 @@ class Edge:
         self.metrics = metrics
         self.predictor = predictor
         self.traffic = traffic
-        self.buffers = Buffers(settings.max_body_bytes)
-        self.timeout_seconds = settings.request_timeout_ms / 1000
+        self.exchanges = Exchanges(settings.max_body_bytes, settings.request_timeout_ms / 1000)
         # Bound now: the lazy logger would bind anew for every line.
         self.log = logger().bind()
         metrics.in_flight.set_function(lambda: traffic.in_flight)
@@ -75,13 +74,11 @@ class Edge:
             if scope["method"] == "POST":
                 path = scope["path"]
                 if path in self.handlers:
-                    await self.infer(Exchange(scope, receive, path, {}, self.timeout_seconds, self.buffers), send)
+                    await self.infer(Exchange(scope, receive, path, {}, self.exchanges), send)
                     return
                 if match := INFER_PATH.fullmatch(path):
-                    exchange = Exchange(
-                        scope, receive, "/v2/models/infer", match.groupdict(), self.timeout_seconds, self.buffers
-                    )
-                    await self.infer(exchange, send)
+                    parts = match.groupdict()
+                    await self.infer(Exchange(scope, receive, "/v2/models/infer", parts, self.exchanges), send)
                     return
             send = self._with_request_id(scope, send)
         await self.app(scope, receive, send)
@@ -91,7 +88,7 @@ class Edge:
         self.traffic.in_flight += 1
         try:
             try:
-                self.predictor.require_ready()
+                self.predictor.admit()
                 answer = await self.handlers[exchange.route](exchange)
             except RequestError as error:
                 answer = error_answer(error)
@@ -114,7 +111,7 @@ class Edge:
                 (b"x-request-id", exchange.id.encode()),
                 *answer.headers,
             ]
-            if self.predictor.draining:
+            if self.predictor.leaving:
                 headers.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
@@ -153,7 +150,7 @@ class Edge:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
-                if self.predictor.draining:
+                if self.predictor.leaving:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
+from app.deadlines import Deadlines
 from app.errors import BodyTimeout, BodyTooLarge, ClientClosed, RequestError, Unavailable
 from app.predictor import Usage
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Bodies being received at once, in units of the largest one allowed: bounds memory whatever clients send.
 MAX_BODIES = 32
+# The key in a scope's extensions of an object that calls its `on_lost` when the client leaves. Our own server gives
+# it (see `app.server`); under another one a task waits for the client's leaving, which costs more.
+CONNECTION = "sentiment_inference.connection"
 T = TypeVar("T")
 _ENCODER = msgspec.json.Encoder()
 
@@ -56,23 +60,35 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
-class Buffers:
-    """Bytes of request bodies held at once, all exchanges together."""
+class Exchanges:
+    """What all exchanges have together: limits, bytes of bodies held at once, deadlines, the event loop."""
 
-    def __init__(self, max_body_bytes: int) -> None:
+    def __init__(self, max_body_bytes: int, timeout_seconds: float) -> None:
         self.max_body_bytes = max_body_bytes
         self.max_total_bytes = max_body_bytes * MAX_BODIES
         self.held_bytes = 0
+        self.timeout_seconds = timeout_seconds
+        self.deadlines = Deadlines()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Looked up once: before Python 3.12 each look-up is a system call."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
 
 
 class Exchange:
     """One inference request. `deadline` is on the clock of `time.monotonic()`, seconds."""
 
     __slots__ = (
-        "_buffers",
+        "_common",
         "_expired",
         "_gone",
         "_receive",
+        "_scope",
+        "_task",
         "body_bytes",
         "deadline",
         "error",
@@ -80,22 +96,17 @@ class Exchange:
         "id",
         "path_params",
         "route",
+        "slot",
         "started",
         "status",
         "usage",
     )
 
     def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        route: str,
-        path_params: dict[str, str | None],
-        timeout_seconds: float,
-        buffers: Buffers,
+        self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str | None], common: Exchanges
     ) -> None:
         self.started = time.monotonic()
-        self.deadline = self.started + timeout_seconds
+        self.deadline = self.started + common.timeout_seconds
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.id = request_id_of(self.headers)
         self.route = route
@@ -104,8 +115,13 @@ class Exchange:
         self.error: str | None = None
         self.body_bytes = 0
         self.usage = Usage()
+        self.slot = 0
+        self._scope = scope
         self._receive = receive
-        self._buffers = buffers
+        self._common = common
+        task = asyncio.current_task(common.loop)
+        assert task is not None
+        self._task = task
         self._gone = False
         self._expired = False
 
@@ -117,13 +133,11 @@ class Exchange:
     async def body(self) -> bytes:
         """The whole body. Raises BodyTooLarge before it is in memory, BodyTimeout at the deadline, ClientClosed,
         Unavailable when too many bodies are arriving at once."""
-        limit = self._buffers.max_body_bytes
+        common = self._common
         declared = self.headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > limit:
-            raise BodyTooLarge(f"body: expected at most {limit} bytes, declared {int(declared)}")
-        task = asyncio.current_task()
-        assert task is not None
-        timer = task.get_loop().call_later(self.deadline - time.monotonic(), self._expire, task)
+        if declared.isdigit() and int(declared) > common.max_body_bytes:
+            raise BodyTooLarge(f"body: expected at most {common.max_body_bytes} bytes, declared {int(declared)}")
+        common.deadlines.add(common.loop, self, self.deadline)
         chunks: list[bytes] = []
         try:
             more = True
@@ -131,47 +145,57 @@ class Exchange:
                 chunk, more = self._accept(await self._receive())
                 chunks.append(chunk)
         except asyncio.CancelledError:
-            if self._expired and not task.uncancel():
+            if self._expired and not self._task.uncancel():
                 raise BodyTimeout("body: not received before the deadline") from None
             raise
         finally:
-            timer.cancel()
-            self._buffers.held_bytes -= self.body_bytes
+            common.deadlines.discard(self)
+            common.held_bytes -= self.body_bytes
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _expire(self, task: "asyncio.Task[Any]") -> None:
+    def expire(self) -> None:
+        """The body has not come in time."""
         self._expired = True
-        task.cancel()
+        self._task.cancel()
 
     def _accept(self, message: Any) -> tuple[bytes, bool]:
         if message["type"] == "http.disconnect":
             raise ClientClosed("the client left before its body was read")
         chunk: bytes = message.get("body", b"")
-        buffers = self._buffers
+        common = self._common
         self.body_bytes += len(chunk)
-        buffers.held_bytes += len(chunk)
-        if self.body_bytes > buffers.max_body_bytes:
-            raise BodyTooLarge(f"body: expected at most {buffers.max_body_bytes} bytes, received more")
-        if buffers.held_bytes > buffers.max_total_bytes:
+        common.held_bytes += len(chunk)
+        if self.body_bytes > common.max_body_bytes:
+            raise BodyTooLarge(f"body: expected at most {common.max_body_bytes} bytes, received more")
+        if common.held_bytes > common.max_total_bytes:
             raise Unavailable("too many bodies at once", "memory", close=True)
         return chunk, message.get("more_body", False)
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """The result of `work`; cancels it and raises ClientClosed when the client leaves first."""
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.create_task(self._watch(task))
+        connection = self._scope.get("extensions", {}).get(CONNECTION)
+        watcher = None
+        if connection is not None:
+            connection.on_lost = self._leave
+        else:
+            watcher = self._common.loop.create_task(self._watch())
         try:
             return await work
         except asyncio.CancelledError:
-            if self._gone and not task.uncancel():
+            if self._gone and not self._task.uncancel():
                 raise ClientClosed("the client left before it was answered") from None
             raise
         finally:
-            watcher.cancel()
+            if watcher is not None:
+                watcher.cancel()
+            else:
+                connection.on_lost = None
 
-    async def _watch(self, task: "asyncio.Task[Any]") -> None:
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
+        self._leave()
+
+    def _leave(self) -> None:
         self._gone = True
-        task.cancel()
+        self._task.cancel()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+MEASURED_RUNS = 3
+
+
 @dataclass(slots=True)
 class Model:
     """A model that passed the gate, and what the gate learned about it. Times in seconds."""
@@ -32,6 +36,7 @@ class Model:
     batch_rows: int
     batch_tokens: int
     tokens_per_second: float = 1.0
+    overhead_tokens: float = inf
     stage_seconds: dict[str, float] = field(default_factory=dict)
     golden_error: float = 0.0
 
@@ -158,15 +163,24 @@ def as_model_input(array: Array, datatype: str) -> Array:
 
 
 def _measure(model: Model, smallest: Sequence[Encoded], largest: Sequence[Encoded]) -> None:
-    """Runs the smallest and the largest batch, so that every buffer exists before the first request, and takes the
-    largest one's speed as the first estimate of tokens per second."""
-    model.run([unit.payload for unit in smallest])
-    payloads = [unit.payload for unit in largest]
-    model.run(payloads)
-    started = time.monotonic()
-    model.run(payloads)
-    elapsed = max(1e-6, time.monotonic() - started)
-    model.tokens_per_second = sum(unit.rows * unit.length for unit in largest) / elapsed
+    """Runs the smallest and the largest batch, so that every buffer exists before the first request, and takes from
+    their times what a run costs: so much for itself, and so much for each token."""
+
+    def measured(units: Sequence[Encoded]) -> tuple[int, float]:
+        payloads = [unit.payload for unit in units]
+        times = []
+        for _ in range(MEASURED_RUNS):
+            started = time.monotonic()
+            model.run(payloads)
+            times.append(max(1e-6, time.monotonic() - started))
+        # The fastest: whatever disturbs a run makes it slower.
+        return len(units) * units[0].rows * units[0].length, min(times)
+
+    (few, short), (many, long) = measured(smallest), measured(largest)
+    model.tokens_per_second = many / long
+    if many > few and long > short:
+        seconds_per_token = (long - short) / (many - few)
+        model.overhead_tokens = max(0.0, short / seconds_per_token - few)
 
 
 def _compare(model: Model, what: str, expected: Array, found: Array) -> None:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -18,7 +19,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app import __version__, logs
-from app.batcher import Limits
 from app.edge import Edge, Traffic
 from app.errors import ArtifactError, ConfigError, RequestError, StartupError
 from app.exchange import error_answer
@@ -30,6 +30,7 @@ from app.predictor import Predictor
 from app.routes import service_handlers, service_router
 from app.server import Server, listen, uvicorn_config
 from app.settings import Settings, cpu_quota, read_settings, unknown_variables
+from app.ticket import Limits
 
 TERMINATION_LOG = Path("/dev/termination-log")
 CUDA_RUNNERS = 2
@@ -147,6 +148,8 @@ def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupE
         except RuntimeError as error:  # no more threads
             on_fatal(StartupError(f"cannot start the runners: {error}"))
         if predictor.ready:
+            # What is there now stays: the collector need not look at it again in the middle of a request.
+            gc.freeze()
             _log_ready(settings, model)
 
     # A daemon: the process must not wait for it when it is told to end. The executor's threads would be waited for.
@@ -180,6 +183,8 @@ def limits_of(settings: Settings, model: Model) -> Limits:
         settings.max_queue_rows,
         settings.batch_delay_ms / 1000,
         settings.runner_timeout_seconds,
+        model.overhead_tokens,
+        settings.max_queue_wait_ms / 1000,
     )
 
 
@@ -193,5 +198,5 @@ def main() -> None:
         raise
     app = create_app(settings)
     logs.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    server = Server(uvicorn_config(app), app.predictor, app.traffic, settings.drain_timeout_seconds)
+    server = Server(uvicorn_config(app), app.predictor, app.traffic, settings)
     server.run_and_exit(sock)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from app import metrics as m
-from app.batcher import Batcher, Limits, Ran, Ticket
+from app.batcher import Batcher
 from app.errors import NotFound, Unavailable
 from app.gate import Model
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import Array, Tensors
+from app.ticket import Limits, Ran, Ticket
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192
@@ -59,6 +60,8 @@ class Predictor:
 
     def __init__(self, metrics: m.Metrics) -> None:
         self._stage = "verifying"
+        # Told to end: not ready any more, and later refusing new work as well.
+        self.leaving = False
         self.draining = False
         self.model: Model | None = None
         self._batcher: Batcher | None = None
@@ -69,7 +72,7 @@ class Predictor:
     @property
     def stage(self) -> str:
         """`verifying`, `loading`, `warming`, `ready` or `draining`, which nothing leads out of."""
-        return "draining" if self.draining else self._stage
+        return "draining" if self.leaving else self._stage
 
     @stage.setter
     def stage(self, stage: str) -> None:
@@ -80,8 +83,8 @@ class Predictor:
         return self.stage == "ready"
 
     def serve(self, model: Model, limits: Limits) -> None:
-        """Starts the runners and answers from now on, unless draining. Call on the event loop."""
-        if self.draining:
+        """Starts the runners and answers from now on, unless leaving. Call on the event loop."""
+        if self.leaving:
             return
         batcher = Batcher(model.run, limits, model.tokens_per_second, self._observe)
         batcher.start()
@@ -96,10 +99,15 @@ class Predictor:
         self._metrics.ready.set(1)
         self.stage = "ready"
 
+    def leave(self) -> None:
+        """Not ready from now on, but whoever comes all the same is answered."""
+        self.leaving = True
+        self._metrics.ready.set(0)
+
     def drain(self) -> None:
         """Refuses new work from now on; accepted work goes on."""
+        self.leave()
         self.draining = True
-        self._metrics.ready.set(0)
 
     def close(self) -> None:
         """Ends the runners; whatever still waits fails with Unavailable."""
@@ -112,10 +120,20 @@ class Predictor:
         return self._batcher.stuck() if self._batcher is not None else None
 
     def require_ready(self) -> None:
-        """Raises Unavailable unless new work is accepted. What was accepted is not asked again."""
+        """Raises Unavailable with the stage unless ready, which is what probes ask."""
         if not self.ready:
-            reason = "draining" if self.draining else "not_ready"
-            raise Unavailable(f"not ready: {self.stage}", reason, close=self.draining)
+            raise self._unavailable()
+
+    def admit(self) -> None:
+        """Raises Unavailable if a request that comes now would be refused whatever is in it: reading it is work. What
+        was admitted is not asked again."""
+        if self.draining or self._stage != "ready":
+            raise self._unavailable()
+        self._serving().admit()
+
+    def _unavailable(self) -> Unavailable:
+        reason = "draining" if self.leaving else "not_ready"
+        return Unavailable(f"not ready: {self.stage}", reason, close=self.leaving)
 
     def loaded(self) -> Model:
         """The model. Raises Unavailable before the gate has passed it."""
@@ -147,7 +165,7 @@ class Predictor:
         if not isinstance(task, TextTask):
             raise NotFound("this model takes tensors: use /v2/models/{model}/infer")
         # Before the work of tokenising them.
-        self._serving().require_room(len(texts))
+        self._serving().admit(len(texts), deadline=deadline)
         if sum(map(len, texts)) > MAX_INLINE_CHARACTERS:
             units = await asyncio.to_thread(task.encode, texts)
         else:

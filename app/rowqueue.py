@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Hashable
+from math import inf
 from typing import Any, Protocol
 
 
@@ -45,11 +46,17 @@ class Row:
 
 
 class RowQueue:
-    """Bounded by its user (see `rows`). Not safe for threads by itself."""
+    """Bounded by its user (see `rows`). Not safe for threads by itself.
 
-    def __init__(self, batch_rows: int, batch_tokens: int, queue_rows: int) -> None:
+    overhead_tokens: what a run costs beside its tokens, in tokens. A few on a CPU, where padding soon costs more than
+    another run; thousands on a GPU, where it never does. So one policy makes small batches here and large ones there.
+    """
+
+    def __init__(self, batch_rows: int, batch_tokens: int, queue_rows: int, overhead_tokens: float = inf) -> None:
         self.batch_rows = batch_rows
         self.batch_tokens = batch_tokens
+        self.overhead_tokens = overhead_tokens
+        self._share: float = batch_tokens
         # A row that has seen this many batches go by is served in order of age, so nobody passes it any more. Twice
         # what emptying a full queue needs: it does not bind in ordinary overload, where sorting pays most.
         self.max_passed = 2 * -(-queue_rows // batch_rows)
@@ -81,14 +88,18 @@ class RowQueue:
             return 0.0
         return max(0.0, head.submitted + delay_seconds - time.monotonic())
 
-    def take(self) -> list[Row]:
-        """Removes and returns the next batch; empty when no live row waits.
+    def take(self, idle: int = 0) -> list[Row]:
+        """Removes and returns the next batch; empty when no live row waits. idle: other runners that wait for work.
 
-        At least one row, however large; beyond that at most `batch_rows` rows and `batch_tokens` padded tokens.
+        At least one row, however large; beyond that at most `batch_rows` rows and `batch_tokens` padded tokens, and
+        no more than an equal share of what waits when that is worth a run of its own.
         """
         head = self._head()
         if head is None:
             return []
+        self._share = self.batch_tokens
+        if idle:
+            self._share = min(self.batch_tokens, max(self.overhead_tokens, self.tokens / (idle + 1)))
         batch = self._oldest(head) if self._passes - head.born >= self.max_passed else self._closest(head)
         for row in batch:
             self._forget(row)
@@ -125,7 +136,7 @@ class RowQueue:
         self.tokens -= row.unit.rows * row.unit.length
 
     def _fits(self, rows: int, longest: int) -> bool:
-        return rows <= self.batch_rows and rows * longest <= self.batch_tokens
+        return rows <= self.batch_rows and rows * longest <= self._share
 
     def _oldest(self, head: Row) -> list[Row]:
         """The oldest rows that may share the head's run, in order: nobody is passed over."""
@@ -141,26 +152,25 @@ class RowQueue:
         return batch
 
     def _closest(self, head: Row) -> list[Row]:
-        """The head and its neighbours by length, nearest first."""
+        """The head and its neighbours by length, each the one that adds least padding, while that costs less than a
+        run of its own would."""
         line = self._lengths[head.unit.key]
         low = bisect_left(line, (head.unit.length, head.order))
         high = low + 1
-        length, rows, longest = head.unit.length, head.unit.rows, head.unit.length
+        rows, longest = head.unit.rows, head.unit.length
         while True:
             shorter = line[low - 1][2] if low > 0 else None
             longer = line[high][2] if high < len(line) else None
-            # On a tie the shorter one: it adds no padding to the rows already taken.
-            left = shorter is not None and (
-                longer is None or length - shorter.unit.length <= longer.unit.length - length
-            )
-            row = shorter if left else longer
+            below = shorter.unit.rows * (longest - shorter.unit.length) if shorter is not None else inf
+            above = rows * (longer.unit.length - longest) if longer is not None else inf
+            row = shorter if below <= above else longer
             if row is None:
                 break
             if not row.future.done():
-                if not self._fits(rows + row.unit.rows, max(longest, row.unit.length)):
+                more, length = rows + row.unit.rows, max(longest, row.unit.length)
+                if min(below, above) > self.overhead_tokens or not self._fits(more, length):
                     break
-                rows += row.unit.rows
-                longest = max(longest, row.unit.length)
-            low, high = (low - 1, high) if left else (low, high + 1)
+                rows, longest = more, length
+            low, high = (low - 1, high) if row is shorter else (low, high + 1)
         self._passes += 1
         return [row for _, _, row in line[low:high]]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -12,13 +13,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import logs
 from app.edge import Traffic
 from app.errors import ConfigError
+from app.exchange import CONNECTION
 from app.predictor import Predictor
+from app.settings import Settings
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
 # Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
 BACKLOG = 2048
 MAX_HEAD_BYTES = 64 * 1024
+SWITCH_SECONDS = 0.0005
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -35,6 +39,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
+    on_lost: Callable[[], None] | None = None
+    """Called when the client leaves."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's; then tells whoever asked."""
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; ends a connection whose head is beyond MAX_HEAD_BYTES and still goes on."""
@@ -48,6 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by the parser."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -80,18 +93,20 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(
-        self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, drain_timeout_seconds: float
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, settings: Settings) -> None:
         super().__init__(config)
         self._predictor = predictor
         self._traffic = traffic
-        self._timeout = drain_timeout_seconds
+        self._delay = settings.drain_delay_seconds
+        self._timeout = settings.drain_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
 
     def run_and_exit(self, sock: socket.socket) -> None:
         """Serves until a signal, then ends the process with exit code 0."""
+        # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
+        # is as long as a whole run of the model.
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.run(sockets=[sock])
         sys.stdout.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
@@ -116,8 +131,11 @@ class Server(uvicorn.Server):
 
     async def _drain_then_stop(self) -> None:
         log = logs.logger()
-        self._predictor.drain()
+        self._predictor.leave()
         log.info("draining", in_flight=self._traffic.in_flight)
+        # Clients with open connections learn from each answer that it is the last on its connection.
+        await asyncio.sleep(self._delay)
+        self._predictor.drain()
         if not await self._traffic.idle(self._timeout):
             log.warning("drain timeout", in_flight=self._traffic.in_flight)
             for task in self.server_state.tasks:

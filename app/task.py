@@ -55,7 +55,7 @@ class TextTask:
             encodings = self.tokenizer.encode_batch_fast(texts) if len(texts) > 1 else [self.tokenizer.encode(texts[0])]
         except (UnicodeError, TypeError):
             raise Invalid("text: expected valid Unicode without lone surrogates") from None
-        return [Encoded(e.ids, len(e.ids), truncated=bool(e.overflowing)) for e in encodings]
+        return [Encoded(e.ids, len(e), truncated=bool(e.overflowing)) for e in encodings]
 
     def assemble(self, payloads: Sequence[Any]) -> Tensors:
         """Token ids padded to the longest: each input [rows, longest]."""

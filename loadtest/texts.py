@@ -28,3 +28,21 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     """`count` sentences, the same for the same seed."""
     rng = random.Random(seed)
     return [sentence(rng) for _ in range(count)]
+
+
+# What traffic looks like, in words: most of it a sentence or two, some of it a word or two, some of it a whole review.
+MIX = {"short": (0.30, 2, 8), "medium": (0.55, 9, 30), "long": (0.15, 60, 180)}
+
+
+def text_of(kind: str, rng: random.Random) -> str:
+    """One text of a kind of MIX, its number of words even between that kind's bounds."""
+    _, low, high = MIX[kind]
+    words = [rng.choice(_WORDS) for _ in range(rng.randint(low, high))]
+    return " ".join(words).capitalize() + "."
+
+
+def mixed(count: int, seed: int = 0, shares: tuple[float, ...] | None = None) -> list[str]:
+    """`count` texts of all kinds in MIX's shares (or these, in its order), the same for the same seed."""
+    rng = random.Random(seed)
+    weights = shares or tuple(share for share, _, _ in MIX.values())
+    return [text_of(kind, rng) for kind in rng.choices(list(MIX), weights, k=count)]

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import Batcher, Limits, Ran, Ticket
+from app.batcher import Batcher
 from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
+from app.ticket import Limits, Ran, Ticket
 
 # Only ends a test that hangs; nothing is measured against it.
 PATIENCE_SECONDS = 15

@@ -14,12 +14,12 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from app.batcher import Limits
 from app.edge import Traffic
 from app.gate import Model, pass_gate
 from app.main import create_app
 from app.settings import Settings
 from app.task import Encoded, TextTask
+from app.ticket import Limits
 from tests.process import BUNDLED
 
 # Only ends a test that hangs.

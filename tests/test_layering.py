@@ -19,8 +19,8 @@ LAYERS = [
     {"gate"},
     {"task", "session"},
     {"artifact", "batcher", "oip_codec", "gpu"},
-    {"settings", "metrics", "logs"},
-    {"errors", "tensors", "rowqueue"},
+    {"settings", "metrics", "logs", "ticket"},
+    {"errors", "tensors", "rowqueue", "deadlines"},
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(reversed(LAYERS)) for name in names}

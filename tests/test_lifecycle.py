@@ -303,13 +303,13 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
             assert (status, content) == (503, {"error": "queue full"})
             assert int(headers["retry-after"]) >= 1
             assert "connection" not in headers, "it may come back on it"
-        status, _, _ = refused[0].ask(INFER, infer_body(*[QUICK] * 9))
-        assert status == 429, "that many rows will never be accepted"
         assert running.result().status_code == 200
         for number, client in enumerate(accepted):
             status, _, content = client.answer()
             assert (status, content["outputs"][0]["data"]) == (200, [number])
         assert refused[0].ask(INFER, infer_body(QUICK))[0] == 200
+        status, _, _ = refused[0].ask(INFER, infer_body(*[QUICK] * 9))
+        assert status == 429, "that many rows will never be accepted"
     await_traffic(server, in_flight=0, waiting=0)
 
 
@@ -521,6 +521,26 @@ def test_while_an_accepted_request_drains_new_ones_are_refused_on_open_and_new_c
         # An idle connection held nothing up.
         assert idle.sock.recv(1) == b""
         assert "drain timeout" not in events(server)
+
+
+def test_with_a_delay_clients_on_open_connections_are_answered_and_sent_away_before_anything_is_refused(
+    turner: Path,
+) -> None:
+    """What a rolling update needs: a proxy keeps sending to a Pod on connections that it has open."""
+    with ServerProcess(turner, drain_delay_seconds=600).ready() as server, connected(server.port, 3) as clients:
+        asking, probing, late = clients
+        assert asking.ask(INFER, infer_body(QUICK))[1].get("connection") is None
+        server.terminate()
+        await_event(server, "draining")
+        status, headers, content = probing.ask("/ready")
+        assert (status, content["stage"], headers["connection"]) == (503, "draining", "close")
+        for client in (asking, late):
+            status, headers, content = client.ask(INFER, infer_body(QUICK))
+            assert (status, content["outputs"][0]["data"]) == (200, [QUICK])
+            assert headers["connection"] == "close"
+        # The second signal ends the wait.
+        server.terminate()
+        assert server.wait() == 0
 
 
 def test_what_runs_and_what_waits_is_answered_before_the_process_ends(turner: Path, pool: ThreadPoolExecutor) -> None:

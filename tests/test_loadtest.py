@@ -108,6 +108,7 @@ def report():
         "free_model": {**load, "requests_per_second": 500.0},
         "closed": dict.fromkeys(bench.CONNECTIONS, load),
         "open": dict.fromkeys(bench.OVERLOADS, load),
+        "open_100": {2.0: load},
         "half_load": load,
         "capacity": 100.0,
         "start_seconds": 0.7,

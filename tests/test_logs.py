@@ -16,11 +16,11 @@ import structlog
 from tokenizers import Tokenizer
 
 from app import logs
-from app.batcher import Limits
 from app.gate import Model, pass_gate
 from app.main import create_app
 from app.settings import Settings
 from app.task import Encoded, TextTask
+from app.ticket import Limits
 from tests.process import BUNDLED, ServerProcess
 
 MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())

@@ -15,12 +15,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from app.batcher import Limits
 from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRows, Unavailable
 from app.gate import Model, pass_gate
 from app.metrics import Metrics
 from app.predictor import MAX_INLINE_CHARACTERS, Predictor, Usage
 from app.task import Encoded, TextTask
+from app.ticket import Limits
 from model.package import package_text
 from tests import onnx_models
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -46,9 +47,9 @@ def lengths_of(batch: list[Row]) -> list[int]:
     return sorted(row.unit.length for row in batch)
 
 
-def fits(batch: list[Row], queue: RowQueue) -> bool:
+def fits(batch: list[Row], queue: RowQueue, share: float = inf) -> bool:
     rows = sum(row.unit.rows for row in batch)
-    return rows <= queue.batch_rows and rows * max(row.unit.length for row in batch) <= queue.batch_tokens
+    return rows <= queue.batch_rows and rows * max(row.unit.length for row in batch) <= min(queue.batch_tokens, share)
 
 
 def size(rows: list[Row]) -> tuple[int, int]:
@@ -72,9 +73,14 @@ class QueueMachine(RuleBasedStateMachine):
 
     rows = Bundle("rows")
 
-    @initialize(batch_rows=st.integers(1, 5), batch_tokens=st.integers(4, 60), queue_rows=st.integers(1, 6))
-    def create(self, batch_rows: int, batch_tokens: int, queue_rows: int) -> None:
-        self.queue = RowQueue(batch_rows, batch_tokens, queue_rows)
+    @initialize(
+        batch_rows=st.integers(1, 5),
+        batch_tokens=st.integers(4, 60),
+        queue_rows=st.integers(1, 6),
+        overhead_tokens=st.sampled_from([0, 3, 10, inf]),
+    )
+    def create(self, batch_rows: int, batch_tokens: int, queue_rows: int, overhead_tokens: float) -> None:
+        self.queue = RowQueue(batch_rows, batch_tokens, queue_rows, overhead_tokens)
         self.waiting: list[Seen] = []
         self.pushed = 0
         self.returned: set[int] = set()
@@ -106,10 +112,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.fill_delay(0.0) == 0.0
 
     @precondition(lambda self: self.waiting)
-    @rule()
-    def take(self) -> None:
+    @rule(idle=st.integers(0, 2))
+    def take(self, idle: int) -> None:
         live = self.live()
-        batch = self.queue.take()
+        waiting = self.queue.tokens
+        batch = self.queue.take(idle)
         if not live:
             assert batch == []
             self.waiting = []
@@ -119,24 +126,38 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(any(row is other for other in live) for row in batch), "taken twice, or dead"
         assert head in batch, "the oldest live row was left"
         assert {row.unit.key for row in batch} == {head.unit.key}
-        assert len(batch) == 1 or fits(batch, self.queue)
-        self.check_choice(head, batch, live)
+        # Rows found dead on the way may have counted.
+        share = max(self.queue.overhead_tokens, waiting / (idle + 1)) if idle else inf
+        assert len(batch) == 1 or fits(batch, self.queue, share)
+        share = max(self.queue.overhead_tokens, size(live)[1] / (idle + 1)) if idle else inf
+        self.check_choice(head, batch, live, share)
         self.settle(batch)
 
-    def check_choice(self, head: Row, batch: list[Row], live: list[Row]) -> None:
+    def check_choice(self, head: Row, batch: list[Row], live: list[Row], share: float) -> None:
         waited = next(seen.batches for seen in self.waiting if seen.row is head)
         left = [row for row in live if row.unit.key == head.unit.key and row not in batch]
         if waited >= self.queue.max_passed and batch == live[: len(batch)]:
             return  # in order of age, as it may be when the oldest has waited that long
 
-        def distance(row: Row) -> int:
-            return abs(row.unit.length - head.unit.length)
-
-        if left:
-            nearest = min(map(distance, left))
-            assert max(map(distance, batch)) <= nearest, "a row closer in length was left"
-            closest = [row for row in left if distance(row) == nearest]
-            assert not all(fits([*batch, row], self.queue) for row in closest), "room was left in the batch"
+        shortest, longest = min(row.unit.length for row in batch), max(row.unit.length for row in batch)
+        rows = size(batch)[0]
+        assert not any(shortest < row.unit.length < longest for row in left), "a row closer in length was left"
+        # What each neighbour would add in padding: one of them does not fit, or costs more than a run of its own.
+        shorter = [row for row in left if row.unit.length <= shortest]
+        longer = [row for row in left if row.unit.length >= longest]
+        neighbours = [
+            (row.unit.rows * (longest - row.unit.length), row)
+            for row in shorter
+            if row.unit.length == max(other.unit.length for other in shorter)
+        ]
+        neighbours += [
+            (rows * (row.unit.length - longest), row)
+            for row in longer
+            if row.unit.length == min(other.unit.length for other in longer)
+        ]
+        assert not neighbours or not all(
+            cost <= self.queue.overhead_tokens and fits([*batch, row], self.queue, share) for cost, row in neighbours
+        ), "room was left in the batch"
 
     def settle(self, batch: list[Row]) -> None:
         youngest = max(seen.order for seen in self.waiting if seen.row in batch)
@@ -183,7 +204,7 @@ class QueueMachine(RuleBasedStateMachine):
         if not hasattr(self, "queue"):
             return
         for _ in range(len(self.waiting) + 1):
-            self.take()
+            self.take(0)
         assert self.live() == [], "a row was lost"
         assert self.queue.take() == []
         assert (self.queue.rows, self.queue.tokens) == (0, 0)
@@ -353,6 +374,22 @@ def test_discarded_rows_free_their_place_at_once_and_the_others_are_served(
     while batch := queue.take():
         taken += batch
     assert sorted(row.order for row in taken) == [row.order for row in left]
+
+
+def test_a_row_joins_while_its_padding_costs_less_than_a_run_of_its_own() -> None:
+    queue = RowQueue(batch_rows=8, batch_tokens=1000, queue_rows=100, overhead_tokens=10)
+    rows = fill(queue, 20, 40, 12, 22, 9)
+    # 22 pads one row by 2, 12 is padded by 10; 9 would be by 13, and 40 would pad three rows by 18 each.
+    assert sorted(row.unit.length for row in queue.take()) == [12, 20, 22]
+    assert queue.take() == [rows[1]]
+    assert queue.take() == [rows[4]]
+
+
+def test_idle_runners_share_what_waits_when_a_share_is_worth_a_run() -> None:
+    for overhead_tokens, expected in ((5, 2), (20, 2), (40, 4), (inf, 4)):
+        queue = RowQueue(batch_rows=8, batch_tokens=1000, queue_rows=100, overhead_tokens=overhead_tokens)
+        fill(queue, 10, 10, 10, 10)
+        assert len(queue.take(idle=1)) == expected
 
 
 def test_a_queue_of_the_dead_is_empty_once_looked_at() -> None:

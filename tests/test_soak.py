@@ -129,7 +129,7 @@ def settled(server: ServerProcess) -> dict[str, float]:
 
 def test_memory_stays_flat_and_gauges_return_to_zero_over_many_requests(request: pytest.FixtureRequest) -> None:
     requests = request.config.getoption("--soak-requests")
-    with ServerProcess(request_timeout_ms=3_600_000).ready() as server:
+    with ServerProcess(max_queue_wait_ms=600_000, request_timeout_ms=3_600_000).ready() as server:
         process = psutil.Process(server.process.pid)
         visitors = [Visitor(server.port, seed) for seed in range(CONNECTIONS)]
         # The largest batches on every runner at once: what the allocator needs at most, it needs from now on.

@@ -1,0 +1,121 @@
+"""From findings to targets, as arithmetic that a person can check with the numbers in it."""
+
+import math
+from collections.abc import Sequence
+
+from loadtest.capacity import sizes
+from loadtest.capacity.openloop import Curve, steady
+from loadtest.capacity.schema import Delay, Derivation, Findings, Line, Options, Step
+
+# The HPA does nothing while the metric is within this share of the target (kube-controller-manager's default).
+TOLERANCE = 0.1
+# The HPA's default scale-up policies: twice the replicas, or four more, in each 15 s.
+POLICY_FACTOR, POLICY_SECONDS = 2.0, 15.0
+# Never aim nearer to the limit than this, however slowly traffic grows: a measurement is not better.
+MARGIN = 0.9
+
+
+def delays(options: Options, start_seconds: float, start_source: str) -> list[Delay]:
+    """The parts of the time from a growing load to a replica that helps, in their order."""
+    return [
+        Delay("metric is scraped", options.scrape_seconds, "--scrape-seconds"),
+        Delay("metric is a mean, half its window old", options.window_seconds / 2, "--window-seconds"),
+        Delay("HPA looks", options.sync_seconds, "--sync-seconds"),
+        Delay("node is provisioned", options.node_seconds, "--node-seconds"),
+        Delay("image is pulled", options.pull_seconds, "--pull-seconds"),
+        Delay("process starts and is ready", start_seconds, start_source),
+        Delay("readiness is probed and routed", options.probe_seconds, "--probe-seconds"),
+    ]
+
+
+def derive(steps: Sequence[Step], findings: Findings, options: Options, waits: list[Delay]) -> Derivation | None:
+    """Targets; None if no load is within the objective."""
+    if findings.objective_rps is None:
+        return None
+    lines: list[Line] = []
+
+    def line(what: str, arithmetic: str, result: str) -> None:
+        lines.append(Line(what, arithmetic, result))
+
+    curve = Curve.of(steps)
+    held = findings.open_loop_rps or MARGIN * findings.objective_rps
+    how = "measured with open-loop arrivals" if findings.open_loop_rps else f"as {MARGIN:g} × closed loop"
+    limit_rps = min(findings.objective_rps, held)
+    line(
+        "Rate within the objective, one replica",
+        f"min({findings.objective_rps:.1f} closed loop, {held:.1f} {how})",
+        f"{limit_rps:.1f} rps",
+    )
+
+    reaction = sum(wait.seconds for wait in waits)
+    line("Time until a new replica helps", " + ".join(f"{w.seconds:g}" for w in waits), f"{reaction:.1f} s")
+    growth = (1 + options.growth_percent_per_second / 100) ** reaction
+    line("Growth meanwhile", f"(1 + {options.growth_percent_per_second:g}/100)^{reaction:.1f}", f"× {growth:.3f}")
+    trigger = min(limit_rps / growth, MARGIN * limit_rps)
+    line(
+        "Rate at which scaling must begin",
+        f"min({limit_rps:.1f} / {growth:.3f}, {MARGIN:g} × {limit_rps:.1f})",
+        f"{trigger:.1f} rps",
+    )
+
+    state = steady(curve, trigger, options.slo_p95_ms)
+    # The knee caps it: beyond, in-flight says how long the queue is, and no longer how much traffic there is.
+    at_trigger = min(state.in_flight, findings.knee_in_flight)
+    line(
+        "In flight at that rate",
+        f"min(E[k] of p(k) ∝ Π {trigger:.1f} / X(j) = {state.in_flight:.2f}, knee {findings.knee_in_flight:.2f})",
+        f"{at_trigger:.2f}",
+    )
+    in_flight = _floor_nice(at_trigger / (1 + TOLERANCE))
+    line("In-flight target", f"{at_trigger:.2f} / (1 + tolerance {TOLERANCE:g}), rounded down", f"{in_flight:g}")
+    target_rps = trigger / (1 + TOLERANCE)
+    line("Rate target", f"{trigger:.1f} / (1 + {TOLERANCE:g})", f"{target_rps:.1f} rps")
+
+    request, cpu_limit, cpu_percent = sizes.cpu(steps, limit_rps, target_rps, line)
+    memory_request, memory_limit = sizes.memory(steps, line)
+    low, high = sizes.replicas(options, limit_rps, target_rps, line)
+    return Derivation(
+        delays=waits,
+        reaction_seconds=reaction,
+        growth_factor=growth,
+        trigger_rps=trigger,
+        target_rps=target_rps,
+        target_in_flight=in_flight,
+        target_queue_wait_ms=sizes.at_rate(steps, target_rps, lambda step: step.server.queue_wait_ms),
+        target_cpu_percent=cpu_percent,
+        cpu_request_cores=request,
+        cpu_limit_cores=cpu_limit,
+        memory_request_bytes=memory_request,
+        memory_limit_bytes=memory_limit,
+        min_replicas=low,
+        max_replicas=high,
+        lines=lines,
+        notes=_notes(options, growth, in_flight),
+    )
+
+
+def _floor_nice(value: float) -> float:
+    """Rounded down to what a manifest may say: whole above 10, tenths above 1, hundredths below."""
+    scale = 1.0 if value >= 10 else 10.0 if value >= 1 else 100.0
+    return max(0.01, math.floor(value * scale) / scale)
+
+
+def _notes(options: Options, growth: float, in_flight: float) -> list[str]:
+    notes = []
+    in_a_period = (1 + options.growth_percent_per_second / 100) ** POLICY_SECONDS
+    if in_a_period > POLICY_FACTOR:
+        notes.append(
+            f"Traffic grows × {in_a_period:.2f} in {POLICY_SECONDS:g} s; the HPA's default policy adds at most "
+            f"× {POLICY_FACTOR:g}: give it a faster one, or keep more replicas."
+        )
+    if growth > 3:
+        notes.append(
+            f"Traffic multiplies by {growth:.1f} before a replica helps: scaling follows too late to be the main "
+            "answer. Keep spare replicas (min replicas), pre-pulled images, or refuse the excess."
+        )
+    if in_flight < 3:
+        notes.append(
+            f"A target of {in_flight:g} in flight is a noisy signal when read at an instant: average the gauge over "
+            "a minute (avg_over_time) where the metric is defined, or scale on CPU."
+        )
+    return notes

@@ -1,0 +1,200 @@
+"""The fleet over time: arrivals split evenly over ready replicas, metrics with their delays, a HPA that reacts.
+
+A fluid model: replicas that became ready together are one cohort and share their numbers, so that thousands of replicas
+cost as much as their cohorts. What it leaves out: uneven balancing, single slow requests, retries of clients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.shapes import Rate
+from loadtest.simulate.hpa import SYNC_SECONDS, Autoscaler, Pods
+from loadtest.simulate.replica import Array, Replica
+
+Signal = Literal["inflight", "cpu", "queue"]
+
+
+@dataclass(frozen=True)
+class World:
+    """The delays around the HPA. `losses`: (second, how many ready Pods die)."""
+
+    scrape_seconds: float = 15.0
+    window_seconds: float = 60.0
+    sync_seconds: float = SYNC_SECONDS
+    pending_seconds: float = 10.0
+    start_seconds: float = 4.0
+    losses: tuple[tuple[float, int], ...] = ()
+    noise: bool = True
+    seed: int = 0
+
+
+@dataclass
+class Timeline:
+    """What happened, one row for each step of time."""
+
+    seconds: list[float] = field(default_factory=list)
+    rps: list[float] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+    p95_ms: list[float] = field(default_factory=list)
+    in_flight: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    step_seconds: float = 1.0
+
+    @property
+    def replica_hours(self) -> float:
+        """Pods that exist, ready or not: they are paid for."""
+        return sum(self.wanted) * self.step_seconds / 3600
+
+    def violation_share(self, slo_ms: float, allowed_failures: float = 0.01) -> float:
+        """Share of requests sent while p95 was over the objective or more than allowed were refused."""
+        rps, p95, refused = np.array(self.rps), np.array(self.p95_ms), np.array(self.refused)
+        bad = (p95 > slo_ms) | (refused > allowed_failures * np.maximum(rps, 1e-9))
+        return float(rps[bad].sum() / max(rps.sum(), 1e-9))
+
+    @property
+    def bad_share(self) -> float:
+        """Share of requests that were late or refused."""
+        return (sum(self.late) + sum(self.refused)) / max(sum(self.rps), 1e-9)
+
+
+class Fleet:
+    """Cohorts of Pods: how many, when they run and are ready, what each has in flight, its latest samples."""
+
+    def __init__(self, replica: Replica, world: World, replicas: int) -> None:
+        self._replica = replica
+        self._world = world
+        self._rng = np.random.default_rng(world.seed)
+        self._keep = max(1, round(world.window_seconds / world.scrape_seconds))
+        self.count = np.array([replicas], dtype=np.int64)
+        self.ready_at = np.array([-1e9])
+        self.n = np.zeros(1)
+        self.served = np.zeros(1)
+        self.samples: Array = np.full((1, self._keep), np.nan)
+
+    @property
+    def total(self) -> int:
+        return int(self.count.sum())
+
+    def resize(self, now: float, wanted: int) -> None:
+        """Creates Pods, or removes the youngest: not ready ones first, as a ReplicaSet does."""
+        if wanted > self.total:
+            delay = self._world.pending_seconds + self._world.start_seconds
+            self.count = np.append(self.count, wanted - self.total)
+            self.ready_at = np.append(self.ready_at, now + delay)
+            self.n, self.served = np.append(self.n, 0.0), np.append(self.served, 0.0)
+            self.samples = np.vstack((self.samples, np.full((1, self._keep), np.nan)))
+        self._remove(self.total - wanted, from_end=True)
+
+    def lose(self, now: float, pods: int) -> None:
+        """Pods die, the oldest for a change; their Deployment makes new ones at once."""
+        before = self.total
+        self._remove(min(pods, int(self.count[self.ready_at <= now].sum())), from_end=False)
+        self.resize(now, before)
+
+    def _remove(self, pods: int, *, from_end: bool) -> None:
+        order = range(len(self.count) - 1, -1, -1) if from_end else range(len(self.count))
+        for index in order:
+            taken = min(max(pods, 0), int(self.count[index]))
+            self.count[index] -= taken
+            pods -= taken
+        keep = self.count > 0
+        self.count, self.ready_at, self.n = self.count[keep], self.ready_at[keep], self.n[keep]
+        self.served, self.samples = self.served[keep], self.samples[keep]
+
+    def serve(self, now: float, rps: float, seconds: float) -> tuple[int, float, float, float, float]:
+        """One step of time: ready Pods, p95, in flight, late per second, refused per second."""
+        ready = self.ready_at <= now
+        pods = self.count[ready]
+        if not pods.sum():
+            self.served[:] = 0.0
+            return 0, float("inf"), 0.0, 0.0, rps
+        each = rps / float(pods.sum())
+        n, served, refused, is_steady = self._replica.step(self.n[ready], each, seconds)
+        p95, late = self._replica.latency(n, each, is_steady)
+        self.n[ready], self.served[ready] = n, served
+        late_rps = float(pods @ (late * np.minimum(served, each)))
+        # The slowest cohort's matters: an objective is not met by half of the fleet.
+        return int(pods.sum()), float(p95.max()), float(pods @ n), late_rps, float(pods @ refused)
+
+    def scrape(self, now: float, signal: Signal, cpu_request: float) -> None:
+        """A sample of every ready Pod."""
+        ready = self.ready_at <= now
+        value = self._value(signal, cpu_request)
+        if self._world.noise and signal == "inflight":
+            # A gauge read at an instant: as far from its mean as a count of independent things is.
+            spread = np.sqrt(np.maximum(value, 0.0) / np.maximum(self.count, 1))
+            value = np.maximum(0.0, value + spread * self._rng.standard_normal(len(value)))
+        self.samples = np.roll(self.samples, 1, axis=1)
+        self.samples[:, 0] = np.where(ready, value, np.nan)
+
+    def _value(self, signal: Signal, cpu_request: float) -> Array:
+        if signal == "cpu":
+            cores = np.interp(self.served, self._replica.rates, self._replica.cpu_cores)
+            return np.asarray(cores / cpu_request, dtype=np.float64)
+        if signal == "queue":
+            growing = np.interp(self.n, self._replica.levels, self._replica.wait_at)
+            return np.maximum(growing, np.interp(self.served, self._replica.rates, self._replica.wait_ms))
+        return self.n.copy()
+
+    def pods(self, now: float, signal: Signal) -> Pods:
+        """What the HPA sees now."""
+        running = self.ready_at - self._world.start_seconds <= now
+        seen = ~np.isnan(self.samples).all(axis=1)
+        # CPU takes the last reading; a metric of Prometheus is averaged over a window.
+        columns: npt.NDArray[np.float64] = self.samples[:, :1] if signal == "cpu" else self.samples
+        seen &= ~np.isnan(columns).all(axis=1)
+        means = np.nanmean(columns[seen], axis=1) if seen.any() else np.zeros(0)
+        unseen = running & ~seen
+        # A Pod without a sample is missing; on CPU one that starts or has just become ready is ignored.
+        ignored = int(self.count[~running].sum()) + (int(self.count[unseen].sum()) if signal == "cpu" else 0)
+        missing = 0 if signal == "cpu" else int(self.count[unseen].sum())
+        return Pods(np.repeat(means, self.count[seen]), missing, ignored)
+
+
+def simulate(
+    replica: Replica,
+    scaler: Autoscaler,
+    world: World,
+    rate: Rate,
+    seconds: float,
+    *,
+    signal: Signal = "inflight",
+    cpu_request: float = 1.0,
+    replicas: int | None = None,
+    step_seconds: float = 1.0,
+) -> Timeline:
+    """Runs the fleet for `seconds`, from `replicas` (the HPA's least, if None)."""
+    fleet = Fleet(replica, world, replicas or scaler.min_replicas)
+    line = Timeline(step_seconds=step_seconds)
+    wanted = fleet.total
+    losses: Sequence[tuple[float, int]] = sorted(world.losses)
+    next_scrape, next_sync = 0.0, world.sync_seconds
+    for index in range(round(seconds / step_seconds)):
+        now = index * step_seconds
+        while losses and losses[0][0] <= now:
+            fleet.lose(now, losses[0][1])
+            losses = losses[1:]
+        rps = rate(now)
+        ready, p95, in_flight, late, refused = fleet.serve(now, rps, step_seconds)
+        if now >= next_scrape:
+            fleet.scrape(now, signal, cpu_request)
+            next_scrape += world.scrape_seconds
+        if now >= next_sync:
+            wanted = scaler.sync(now, wanted, fleet.pods(now, signal))
+            fleet.resize(now, wanted)
+            next_sync += world.sync_seconds
+        line.seconds.append(now)
+        line.rps.append(rps)
+        line.ready.append(ready)
+        line.wanted.append(fleet.total)
+        line.p95_ms.append(p95)
+        line.in_flight.append(in_flight)
+        line.late.append(late)
+        line.refused.append(refused)
+    return line

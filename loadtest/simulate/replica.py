@@ -1,0 +1,108 @@
+"""What one replica does with a load, from a capacity report: tables that many replicas look up at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loadtest.capacity import sizes
+from loadtest.capacity.openloop import Curve, steady
+from loadtest.capacity.schema import Report, Step
+
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+# Rates of the tables, as shares of the peak: fine where queues begin to grow.
+_GRID = np.concatenate((np.linspace(0.0, 0.8, 41), np.linspace(0.81, 1.0, 39)))
+# Requests that one replica holds before it refuses, where the report does not show it: the server's default.
+BOUND = 512
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Tables over the arrival rate (steady state) and over what is in flight (while a queue grows or drains)."""
+
+    slo_ms: float
+    bound: int
+    peak_rps: float
+    peak_at: float
+    rates: Array
+    in_flight: Array
+    p95_ms: Array
+    late: Array
+    cpu_cores: Array
+    wait_ms: Array
+    levels: Array
+    throughput: Array
+    p95_at: Array
+    late_at: Array
+    wait_at: Array
+
+    @staticmethod
+    def of(report: Report, bound: int = BOUND) -> "Replica":
+        """From the closed-loop steps of a report."""
+        curve = Curve.of(report.steps, max(bound, int(max(step.in_flight for step in report.steps))))
+        late = curve.late_share(report.options.slo_p95_ms)
+        states = [steady(curve, rate, report.options.slo_p95_ms, late) for rate in _GRID * curve.peak_rps]
+        levels = np.arange(curve.bound + 1, dtype=np.float64)
+        waits = _waits(report.steps, curve, levels)
+        # Of an arrival that finds k there, and makes it k + 1.
+        seen = [curve.probabilities(rate)[:-1] for rate in _GRID * curve.peak_rps]
+        return Replica(
+            slo_ms=report.options.slo_p95_ms,
+            bound=curve.bound,
+            peak_rps=curve.peak_rps,
+            peak_at=float(np.argmax(curve.throughput) + 1),
+            rates=_GRID * curve.peak_rps,
+            in_flight=np.array([state.in_flight for state in states]),
+            p95_ms=np.array([state.p95_ms for state in states]),
+            late=np.array([state.late_share for state in states]),
+            cpu_cores=_by_rate(report.steps, _GRID * curve.peak_rps, lambda step: step.server.cpu_cores),
+            wait_ms=np.array([p @ waits[1:] / p.sum() for p in seen]),
+            levels=levels,
+            throughput=np.concatenate(([0.0], curve.throughput)),
+            p95_at=np.concatenate((curve.p95_ms[:1], curve.p95_ms)),
+            late_at=np.concatenate((late[:1], late)),
+            wait_at=waits,
+        )
+
+    def step(self, n: Array, rps: float, seconds: float) -> tuple[Array, Array, Array, Flags]:
+        """Replicas with `n` in flight each, that get `rps` each for `seconds`: what is in flight then, served per
+        second, refused per second, and whether each is in steady state (else its queue grows or drains)."""
+        # An empty replica fills within a moment, not within a step of time.
+        filled = np.maximum(n, np.minimum(n + rps * seconds, self.peak_at))
+        leaves = np.interp(filled, self.levels, self.throughput)
+        settled = float(np.interp(rps, self.rates, self.in_flight))
+        # Over the peak, or past it on a curve that falls again: the queue grows by what does not leave.
+        over = (rps > self.peak_rps) | ((n > self.peak_at) & (leaves < rps))
+        grown = n + (rps - leaves) * seconds
+        eased = np.where(n <= settled, np.minimum(settled, n + rps * seconds), np.maximum(settled, grown))
+        later = np.clip(np.where(over, grown, eased), 0.0, self.bound)
+        refused = np.where(over, np.maximum(0.0, (grown - self.bound) / seconds), 0.0)
+        is_steady = ~over & (later <= settled * 1.02 + 0.5)
+        served = np.where(is_steady, rps, np.interp(later, self.levels, self.throughput))
+        return later, served, refused, is_steady
+
+    def latency(self, n: Array, rps: float, is_steady: Flags) -> tuple[Array, Array]:
+        """95th percentile in ms and share of late requests."""
+        p95 = np.where(is_steady, np.interp(rps, self.rates, self.p95_ms), np.interp(n, self.levels, self.p95_at))
+        late = np.where(is_steady, np.interp(rps, self.rates, self.late), np.interp(n, self.levels, self.late_at))
+        return p95, late
+
+
+def _by_rate(steps: Sequence[Step], rates: Array, of: Callable[[Step], float | None]) -> Array:
+    """Zeros if the server does not say."""
+    return np.array([sizes.at_rate(steps, rate, of, proportional=True) or 0.0 for rate in rates])
+
+
+def _waits(steps: Sequence[Step], curve: Curve, levels: Array) -> Array:
+    """Queue wait in ms by what is in flight: the server's own, else what a request takes longer than alone."""
+    told = [(s.in_flight, s.server.queue_wait_ms) for s in steps if s.server.queue_wait_ms is not None]
+    if len(told) >= 2:
+        told.sort()
+        at, waits = (np.array(column, dtype=np.float64) for column in zip(*told, strict=True))
+        # Beyond the last measured, who comes waits for all before.
+        extra = np.maximum(0.0, levels - at[-1]) / curve.throughput[-1] * 1e3
+        return np.asarray(np.interp(levels, at, waits) + extra, dtype=np.float64)
+    return np.concatenate(([0.0], np.maximum(0.0, curve.mean_ms - curve.mean_ms[0])))

@@ -1,0 +1,109 @@
+"""Which target is cheapest of those that hold: every target and least number of replicas over every trace."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from loadtest.capacity.schema import Report
+from loadtest.shapes import Shape
+from loadtest.simulate.fleet import Signal, Timeline, World, simulate
+from loadtest.simulate.hpa import Autoscaler, Behavior
+from loadtest.simulate.replica import Replica
+
+# Of the derived target.
+FACTORS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75)
+# A trace is cut into about this many steps of time, at least a quarter second each, and five between two syncs.
+MOST_STEPS, LEAST_STEP_SECONDS = 1800, 0.25
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One setting over all traces. `violation_share` is the worst trace's, replica-hours are summed."""
+
+    signal: str
+    target: float
+    min_replicas: int
+    replica_hours: float
+    violation_share: float
+    bad_share: float
+    most_replicas: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What does not change between trials."""
+
+    report: Report
+    replica: Replica
+    world: World
+    shapes: Sequence[Shape]
+    max_replicas: int
+    allowed_violation: float
+    behavior: Behavior
+
+    @property
+    def cpu_request(self) -> float:
+        assert self.report.derivation is not None
+        return self.report.derivation.cpu_request_cores or 1.0
+
+    def derived_target(self, signal: Signal) -> float | None:
+        """The report's target for a signal, in the signal's unit: in flight, share of the request, milliseconds."""
+        targets = self.report.derivation
+        assert targets is not None
+        if signal == "inflight":
+            return targets.target_in_flight
+        if signal == "cpu":
+            return None if targets.target_cpu_percent is None else targets.target_cpu_percent / 100
+        return float(np.interp(targets.target_rps, self.replica.rates, self.replica.wait_ms)) or None
+
+
+def run(setup: Setup, signal: Signal, target: float, min_replicas: int, shape: Shape) -> Timeline:
+    """One setting over one trace. It begins as if its load had been there for long."""
+    scaler = Autoscaler(min_replicas, setup.max_replicas, target, setup.behavior, cpu=signal == "cpu")
+    targets = setup.report.derivation
+    assert targets is not None
+    settled = math.ceil(shape.rate(0.0) / targets.target_rps)
+    return simulate(
+        setup.replica,
+        scaler,
+        setup.world,
+        shape.rate,
+        shape.seconds,
+        signal=signal,
+        cpu_request=setup.cpu_request,
+        replicas=min(setup.max_replicas, max(min_replicas, settled)),
+        step_seconds=min(setup.world.sync_seconds / 5, max(LEAST_STEP_SECONDS, shape.seconds / MOST_STEPS)),
+    )
+
+
+def trial(setup: Setup, signal: Signal, target: float, min_replicas: int) -> Trial:
+    """One setting over all traces."""
+    lines = [run(setup, signal, target, min_replicas, shape) for shape in setup.shapes]
+    violation = max(line.violation_share(setup.replica.slo_ms) for line in lines)
+    return Trial(
+        signal=signal,
+        target=target,
+        min_replicas=min_replicas,
+        replica_hours=sum(line.replica_hours for line in lines),
+        violation_share=violation,
+        bad_share=max(line.bad_share for line in lines),
+        most_replicas=max(max(line.wanted) for line in lines),
+        holds=violation <= setup.allowed_violation,
+    )
+
+
+def sweep(setup: Setup, signal: Signal, least: Sequence[int], factors: Sequence[float] = FACTORS) -> list[Trial]:
+    """Targets around the derived one, with each least number of replicas; none if the signal was not measured."""
+    derived = setup.derived_target(signal)
+    if derived is None:
+        return []
+    targets = [derived * factor for factor in factors if signal != "cpu" or derived * factor <= 1.0]
+    return [trial(setup, signal, target, count) for count in least for target in targets]
+
+
+def cheapest(trials: Sequence[Trial]) -> Trial | None:
+    """The one that holds for the fewest replica-hours; None if none holds."""
+    return min((each for each in trials if each.holds), key=lambda each: each.replica_hours, default=None)

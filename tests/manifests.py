@@ -1,0 +1,166 @@
+"""Builds the manifests with a real `kubectl kustomize`, in every combination worth applying, and reads the result."""
+
+import functools
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.process import ROOT
+
+K8S = ROOT / "k8s"
+COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+# From 5.0 on, kustomize has all that the manifests use; kubectl has that since 1.27.
+KUSTOMIZE_AT_LEAST = (5, 0)
+
+# Each of these takes the place of the others in its list.
+HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
+AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
+ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
+ADDITIONS = ("vpa-recommend", "monitoring", "guardrails")
+
+Object = dict[str, Any]
+
+
+def tool(name: str, package: str) -> str:
+    """The tool's path. Without it the test is skipped, or fails where all tools must be: in CI."""
+    if path := shutil.which(name):
+        return path
+    missing = f"{name} is not installed: {package}"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+@functools.cache
+def kubectl() -> str:
+    """kubectl's path, if the kustomize in it is new enough."""
+    path = tool("kubectl", "needs 1.27 or later, from kubernetes.io or a cloud's command-line tools")
+    client = json.loads(subprocess.check_output([path, "version", "--client", "--output", "json"]))
+    found = client.get("kustomizeVersion", "v0.0.0")
+    major, minor, *_ = found.removeprefix("v").split(".")
+    if (int(major), int(minor)) < KUSTOMIZE_AT_LEAST:
+        pytest.fail(f"{path} has kustomize {found}; kubectl 1.27 or later is needed")
+    return path
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What somebody may apply: `resource` (base or an overlay) with `components` listed in it, perhaps with all names
+    changed."""
+
+    resource: str
+    components: tuple[str, ...] = ()
+    renamed: bool = False
+
+    def __str__(self) -> str:
+        return "+".join((self.resource.removeprefix("overlays/"), *self.components)) + (
+            " renamed" if self.renamed else ""
+        )
+
+    def objects(self) -> list[Object]:
+        """The objects that would be applied; the caller may change them."""
+        return list(json.loads(_build(self)))
+
+
+@functools.cache
+def _build(variation: Variation) -> str:
+    """As JSON, which is read anew for every test, and much faster than YAML."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "k8s"
+        shutil.copytree(K8S, copy)
+        # Edited in place, as its users would: components of an outer kustomization would miss the overlay's namespace.
+        path = copy / variation.resource / "kustomization.yaml"
+        if variation.resource == "base":
+            path = copy / "overlays" / "new" / "kustomization.yaml"
+            path.parent.mkdir()
+            path.write_text('{"resources": ["../../base"]}')
+        kustomization = yaml.safe_load(path.read_text())
+        added = [f"../../components/{name}" for name in variation.components]
+        # First, as canary asks; the order of the others does not matter.
+        kustomization["components"] = [*added, *kustomization.get("components", [])]
+        if variation.renamed:
+            kustomization |= {"namePrefix": "team-", "nameSuffix": "-two"}
+        path.write_text(json.dumps(kustomization))
+        return json.dumps(list(yaml.safe_load_all(kustomize(path.parent))))
+
+
+def kustomize(folder: Path) -> str:
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Deprecated fields are warned about here.
+    assert done.stderr == ""
+    return done.stdout
+
+
+def _combinations() -> Iterator[Variation]:
+    for hardware, autoscaler, artifact, canary in itertools.product(HARDWARE, AUTOSCALERS, ARTIFACTS, ("", "canary")):
+        chosen = tuple(name for name in (canary, hardware, autoscaler, artifact, *ADDITIONS) if name)
+        yield Variation("base", chosen)
+
+
+SINGLE = [
+    Variation("base"),
+    *(Variation(f"overlays/{name}") for name in OVERLAYS),
+    *(Variation("base", (name,)) for name in COMPONENTS),
+]
+ON_OVERLAYS = [
+    Variation("overlays/local", ("model-fetch",)),
+    Variation("overlays/cpu", ("canary", "autoscale-inflight", "monitoring")),
+    Variation("overlays/cpu", ("canary", "autoscale-keda", "monitoring", "vpa-recommend")),
+    *(Variation("overlays/cpu", (name, "monitoring")) for name in ARTIFACTS if name),
+    *(Variation("overlays/gpu", ("canary", name, "monitoring")) for name in ARTIFACTS if name),
+]
+COMBINED = list(_combinations())
+RENAMED = [Variation(v.resource, v.components, renamed=True) for v in (*SINGLE, *COMBINED[-8:])]
+VARIATIONS = [*SINGLE, *ON_OVERLAYS, *COMBINED, *RENAMED]
+
+each_variation = pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+
+
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def name_of(thing: Object) -> str:
+    return str(thing["metadata"]["name"])
+
+
+def containers(deployment: Object) -> list[Object]:
+    """Init containers too."""
+    spec = deployment["spec"]["template"]["spec"]
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def server_of(deployment: Object) -> Object:
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert server["name"] == "server"
+    return dict(server)
+
+
+def environment(container: Object, objects: list[Object]) -> dict[str, str]:
+    """What the container would see, in the kubelet's order: `envFrom`, then `env`."""
+    maps = {name_of(each): each["data"] for each in of_kind(objects, "ConfigMap")}
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        found |= maps[source["configMapRef"]["name"]]
+    return found | {each["name"]: each["value"] for each in container.get("env", [])}
+
+
+SUFFIXES = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number: cores, bytes or a count."""
+    digits = text.rstrip("mkMGKi")
+    return float(digits) * SUFFIXES.get(text[len(digits) :], 1)

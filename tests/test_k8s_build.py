@@ -1,0 +1,210 @@
+"""Everything in k8s/ builds with kubectl's kustomize and is valid, strictly, for Kubernetes 1.35, 1.36 and 1.37.
+
+Custom resources: packaged models of their CRDs, else the schemas below, which know the fields used here.
+"""
+
+import functools
+import json
+import re
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
+from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
+from tests.manifests import COMPONENTS, K8S, OVERLAYS, Object, Variation, each_variation
+
+VERSIONS = ("1.35", "1.36", "1.37")
+LONGEST_OVERLAY_LINES = 20
+
+# Unknown fields show in what comes back: the models leave them out. Fields that are newer than the packaged models:
+NEWER = {"ScaledObject": ("spec", "fallback", "behavior")}  # KEDA 2.17
+MODELS: dict[str, Any] = {"ScaledObject": ScaledObject, "PodMonitor": PodMonitor, "PrometheusRule": PrometheusRule}
+
+
+def strict(properties: Object, required: list[str] | None = None) -> Object:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        "additionalProperties": False,
+    }
+
+
+def several(items: Object, least: int = 1) -> Object:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+TEXT: Object = {"type": "string", "minLength": 1}
+LABELS = {"type": "object", "additionalProperties": TEXT}
+METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
+# From the reference of gateway.networking.k8s.io/v1 and autoscaling.k8s.io/v1; neither CRD is packaged for Python.
+SCHEMAS: dict[str, Object] = {
+    "HTTPRoute": strict(
+        {
+            "apiVersion": {"const": "gateway.networking.k8s.io/v1"},
+            "kind": {},
+            "metadata": METADATA,
+            "spec": strict(
+                {
+                    "parentRefs": several(strict({"name": TEXT, "namespace": TEXT})),
+                    "rules": several(
+                        strict(
+                            {
+                                "matches": several(
+                                    strict(
+                                        {
+                                            "path": strict(
+                                                {
+                                                    "type": {"enum": ["Exact", "PathPrefix", "RegularExpression"]},
+                                                    "value": {"type": "string", "pattern": "^/"},
+                                                }
+                                            )
+                                        }
+                                    )
+                                ),
+                                "backendRefs": several(
+                                    strict(
+                                        {
+                                            "name": TEXT,
+                                            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+                                            "weight": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+                                        }
+                                    )
+                                ),
+                            }
+                        )
+                    ),
+                }
+            ),
+        }
+    ),
+    "VerticalPodAutoscaler": strict(
+        {
+            "apiVersion": {"const": "autoscaling.k8s.io/v1"},
+            "kind": {},
+            "metadata": METADATA,
+            "spec": strict(
+                {
+                    "targetRef": strict({"apiVersion": TEXT, "kind": TEXT, "name": TEXT}),
+                    # Only recommends: any other mode restarts Pods.
+                    "updatePolicy": strict({"updateMode": {"const": "Off"}}),
+                    "resourcePolicy": strict(
+                        {
+                            "containerPolicies": several(
+                                strict(
+                                    {
+                                        "containerName": TEXT,
+                                        "controlledResources": several({"enum": ["cpu", "memory"]}),
+                                    }
+                                )
+                            )
+                        }
+                    ),
+                }
+            ),
+        }
+    ),
+}
+
+
+def without(thing: Object, path: tuple[str, ...]) -> Object:
+    copy = json.loads(json.dumps(thing))
+    parent = functools.reduce(lambda value, key: value.get(key, {}), path[:-1], copy)
+    parent.pop(path[-1], None)
+    return dict(copy)
+
+
+def check_custom(thing: Object) -> None:
+    """Raises for a field that the kind does not have, or a value that it does not take."""
+    kind = thing["kind"]
+    if kind in SCHEMAS:
+        jsonschema.Draft202012Validator(SCHEMAS[kind]).validate(thing)
+        return
+    known = without(thing, NEWER.get(kind, ("",)))
+    read = MODELS[kind].model_validate(known)
+    assert json.loads(read.model_dump_json(by_alias=True, exclude_unset=True)) == known
+
+
+@functools.cache
+def check(text: str, version: str) -> None:
+    """Most variations have most objects in common; each is checked once."""
+    thing = json.loads(text)
+    if thing["kind"] in MODELS or thing["kind"] in SCHEMAS:
+        check_custom(thing)
+    else:
+        assert kubernetes_validate.validate(thing, version, strict=True) == version
+
+
+def canonical(thing: Object) -> str:
+    return json.dumps(thing, sort_keys=True)
+
+
+@each_variation
+def test_it_builds_and_every_object_is_valid_for_every_supported_version(variation: Variation) -> None:
+    objects = variation.objects()
+
+    assert objects
+    for thing in objects:
+        for version in VERSIONS:
+            check(canonical(thing), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_unknown_field_does_not_pass(version: str) -> None:
+    (deployment,) = [each for each in Variation("base").objects() if each["kind"] == "Deployment"]
+    deployment["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
+        check(canonical(deployment), version)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, *SCHEMAS])
+def test_an_unknown_field_does_not_pass_in_a_custom_resource(kind: str) -> None:
+    variation = Variation("base", ("canary", "autoscale-keda", "vpa-recommend", "monitoring"))
+    (thing,) = [each for each in variation.objects() if each["kind"] == kind]
+    thing["spec"]["targetref"] = {}
+
+    with pytest.raises((AssertionError, jsonschema.ValidationError)):
+        check_custom(thing)
+
+
+def test_no_two_objects_of_a_variation_have_one_name() -> None:
+    everything = Variation(
+        "base", ("canary", "gpu-dra", "autoscale-inflight", "model-fetch", "monitoring", "guardrails")
+    )
+
+    names = [(each["kind"], each["metadata"]["name"]) for each in everything.objects()]
+
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_component_says_when_to_use_it_what_it_needs_and_what_it_costs(name: str) -> None:
+    text = (K8S / "components" / name / "kustomization.yaml").read_text()
+    header = text[: text.index("apiVersion:")]
+
+    assert header.startswith(f"# {name}: ")
+    for heading in ("When: ", "Needs: ", "Costs: "):
+        assert f"# {heading}" in header
+    assert name.startswith("model-") == ("# Fails: " in header)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_is_a_short_list(name: str) -> None:
+    lines = (K8S / "overlays" / name / "kustomization.yaml").read_text().splitlines()
+
+    assert lines[0].startswith("# ")
+    assert len(lines) <= LONGEST_OVERLAY_LINES
+
+
+def test_there_is_one_object_in_each_file_and_each_file_is_used() -> None:
+    for path in K8S.rglob("*.yaml"):
+        documents = list(yaml.safe_load_all(path.read_text()))
+        assert len(documents) == 1, path
+        if path.name != "kustomization.yaml":
+            kustomization = (path.parent / "kustomization.yaml").read_text()
+            assert re.search(rf"\b{re.escape(path.name)}\b", kustomization), path

@@ -1,0 +1,486 @@
+"""What the manifests promise, checked on what would be applied: in every combination, and with all names changed."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import pytest
+
+from app import __version__
+from app.settings import PREFIX, Settings
+from tests.manifests import (
+    K8S,
+    Object,
+    Variation,
+    containers,
+    each_variation,
+    environment,
+    name_of,
+    of_kind,
+    quantity,
+    server_of,
+)
+from tests.process import BUNDLED
+
+CLUSTER_SCOPED = {"Namespace"}
+# uvicorn waits 1 s for connections to close, and its loop looks every 0.1 s.
+SHUTDOWN_SECONDS = 2
+# Until kube-proxy and ingress controllers on a busy cluster have taken a Pod off their lists.
+ENDPOINT_SECONDS = 10
+APP = "app.kubernetes.io/name"
+
+
+def pod_labels(deployment: Object) -> dict[str, str]:
+    return dict(deployment["spec"]["template"]["metadata"]["labels"])
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return bool(selector) and selector.items() <= labels.items()
+
+
+def selected(selector: dict[str, str], objects: list[Object]) -> list[str]:
+    """Names of the Deployments whose Pods the selector finds."""
+    return [name_of(each) for each in of_kind(objects, "Deployment") if matches(selector, pod_labels(each))]
+
+
+def ports(deployment: Object) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in server_of(deployment)["ports"]}
+
+
+def is_stable(deployment: Object) -> bool:
+    return pod_labels(deployment)["track"] == "stable"
+
+
+@each_variation
+def test_every_selector_finds_the_pods_it_means(variation: Variation) -> None:
+    objects = variation.objects()
+    deployments = of_kind(objects, "Deployment")
+    stable = [name_of(each) for each in deployments if is_stable(each)]
+    every = [name_of(each) for each in deployments]
+    assert len(stable) == 1
+
+    for deployment in deployments:
+        # Of its own Pods and no other Deployment's, or the two would fight over them.
+        assert selected(deployment["spec"]["selector"]["matchLabels"], objects) == [name_of(deployment)]
+        for constraint in deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
+            assert selected(constraint["labelSelector"]["matchLabels"], objects) == [name_of(deployment)]
+    services = [selected(each["spec"]["selector"], objects) for each in of_kind(objects, "Service")]
+    assert sorted(services) == sorted([name] for name in every)
+    for budget in of_kind(objects, "PodDisruptionBudget"):
+        assert selected(budget["spec"]["selector"]["matchLabels"], objects) == stable
+    for policy in of_kind(objects, "NetworkPolicy"):
+        assert selected(policy["spec"]["podSelector"]["matchLabels"], objects) == every
+    for monitor in of_kind(objects, "PodMonitor"):
+        assert selected(monitor["spec"]["selector"]["matchLabels"], objects) == every
+
+
+@each_variation
+def test_every_name_that_is_referred_to_exists(variation: Variation) -> None:
+    objects = variation.objects()
+    names = {kind: {name_of(each) for each in of_kind(objects, kind)} for kind in {each["kind"] for each in objects}}
+    (stable,) = [name_of(each) for each in of_kind(objects, "Deployment") if is_stable(each)]
+
+    for deployment in of_kind(objects, "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["serviceAccountName"] in names["ServiceAccount"]
+        for container in containers(deployment):
+            for source in container.get("envFrom", []):
+                assert source["configMapRef"]["name"] in names["ConfigMap"]
+            volumes = {volume["name"] for volume in pod.get("volumes", [])}
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
+        used = {claim["name"] for claim in server_of(deployment)["resources"].get("claims", [])}
+        assert used == {claim["name"] for claim in pod.get("resourceClaims", [])}
+        for claim in pod.get("resourceClaims", []):
+            assert claim["resourceClaimTemplateName"] in names["ResourceClaimTemplate"]
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
+        assert scaler["spec"]["scaleTargetRef"]["name"] == stable
+    for adviser in of_kind(objects, "VerticalPodAutoscaler"):
+        assert adviser["spec"]["targetRef"]["name"] == stable
+        for policy in adviser["spec"]["resourcePolicy"]["containerPolicies"]:
+            assert policy["containerName"] == "server"
+    for route in of_kind(objects, "HTTPRoute"):
+        for rule in route["spec"]["rules"]:
+            assert {backend["name"] for backend in rule["backendRefs"]} == names["Service"]
+
+
+@each_variation
+def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> None:
+    objects = variation.objects()
+    (known,) = {tuple(ports(each).items()) for each in of_kind(objects, "Deployment")}
+    assert dict(known) == {"http": 8000}
+
+    for deployment in of_kind(objects, "Deployment"):
+        server = server_of(deployment)
+        assert environment(server, objects)["APP_PORT"] == "8000"
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert server[probe]["httpGet"]["port"] == "http"
+    for service in of_kind(objects, "Service"):
+        assert [(port["name"], port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [
+            ("http", 8000, "http")
+        ]
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+    for monitor in of_kind(objects, "PodMonitor"):
+        assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["http"]
+    for route in of_kind(objects, "HTTPRoute"):
+        assert {backend["port"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]} == {8000}
+
+
+@each_variation
+def test_every_pod_meets_the_restricted_standard(variation: Variation) -> None:
+    for deployment in of_kind(variation.objects(), "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "runAsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
+        for volume in pod.get("volumes", []):
+            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image"}
+        for container in containers(deployment):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "privileged": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+@each_variation
+def test_every_container_says_what_it_needs_and_the_server_has_three_probes(variation: Variation) -> None:
+    for deployment in of_kind(variation.objects(), "Deployment"):
+        for container in containers(deployment):
+            requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+            for resource in ("cpu", "memory"):
+                assert 0 < quantity(requests[resource]) <= quantity(limits[resource])
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+        server = server_of(deployment)
+        # One runner for each whole core of the limit: a fraction would be idle.
+        assert quantity(server["resources"]["limits"]["cpu"]) == int(quantity(server["resources"]["limits"]["cpu"]))
+        paths = {probe: server[probe]["httpGet"]["path"] for probe in server if probe.endswith("Probe")}
+        assert paths == {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/live"}
+        # A gate that fails ends the process; one that is slow must not be ended by the probe, nor by the rollout.
+        startup = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
+        assert 120 <= startup <= deployment["spec"]["progressDeadlineSeconds"]
+
+
+@each_variation
+def test_every_image_has_a_tag_that_stays(variation: Variation) -> None:
+    for deployment in of_kind(variation.objects(), "Deployment"):
+        images = [container["image"] for container in containers(deployment)]
+        for volume in deployment["spec"]["template"]["spec"].get("volumes", []):
+            images += [volume["image"]["reference"]] if "image" in volume else []
+        for image in images:
+            name, _, tag = image.rpartition(":")
+            assert name
+            assert tag != "latest"
+            assert image.startswith("sentiment-model:") or tag.startswith(__version__)
+
+
+@each_variation
+def test_every_setting_exists_and_is_valid(variation: Variation) -> None:
+    objects = variation.objects()
+    for deployment in of_kind(objects, "Deployment"):
+        for container in containers(deployment):
+            values = {
+                name.removeprefix(PREFIX).lower(): value
+                for name, value in environment(container, objects).items()
+                if name.startswith(PREFIX)
+            }
+            assert values.keys() == Settings.model_fields.keys()
+            # Arguments go before this process's own environment.
+            settings = Settings(**values)
+            assert str(settings.model_dir) == "/models/sentiment"
+
+
+@each_variation
+def test_a_pod_has_the_time_to_leave_without_losing_a_request(variation: Variation) -> None:
+    objects = variation.objects()
+    for deployment in of_kind(objects, "Deployment"):
+        server = server_of(deployment)
+        sleep = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+        settings = environment(server, objects)
+        drain = float(settings["APP_DRAIN_DELAY_SECONDS"]) + float(settings["APP_DRAIN_TIMEOUT_SECONDS"])
+        timeout = float(environment(server, objects)["APP_REQUEST_TIMEOUT_MS"]) / 1000
+        grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert sleep >= ENDPOINT_SECONDS
+        assert drain > timeout
+        assert grace > sleep + drain + SHUTDOWN_SECONDS
+
+
+@each_variation
+def test_replicas_have_one_owner(variation: Variation) -> None:
+    objects = variation.objects()
+    scalers = of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
+    owned = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
+    assert len(owned) == len(set(owned))
+    for deployment in of_kind(objects, "Deployment"):
+        assert (name_of(deployment) in owned) != ("replicas" in deployment["spec"])
+
+
+def bounds(scaler: Object) -> tuple[int, int]:
+    spec = scaler["spec"]
+    if scaler["kind"] == "ScaledObject":
+        return spec["minReplicaCount"], spec["maxReplicaCount"]
+    return spec["minReplicas"], spec["maxReplicas"]
+
+
+def most_pods(deployment: Object, objects: list[Object]) -> int:
+    """Replicas at their most, and the surge of a rollout."""
+    replicas = deployment["spec"].get("replicas", 0)
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == name_of(deployment):
+            replicas = bounds(scaler)[1]
+    return int(replicas + deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"])
+
+
+def asked(deployment: Object, part: str, resource: str) -> float:
+    """What one Pod counts for in a quota: the largest init container, or the sum of the containers if that is more."""
+    spec = deployment["spec"]["template"]["spec"]
+    each = [quantity(c["resources"][part].get(resource, "0")) for c in spec["containers"]]
+    before = [quantity(c["resources"][part].get(resource, "0")) for c in spec.get("initContainers", [])]
+    return max(sum(each), *before, 0)
+
+
+@each_variation
+def test_the_quota_admits_all_replicas_and_the_surge(variation: Variation) -> None:
+    objects = variation.objects()
+    for quota in of_kind(objects, "ResourceQuota"):
+        hard = quota["spec"]["hard"]
+        pods = {name_of(each): most_pods(each, objects) for each in of_kind(objects, "Deployment")}
+        assert sum(pods.values()) <= int(hard["pods"])
+        for key in ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory", "requests.nvidia.com/gpu"):
+            part, resource = key.split(".", 1)
+            # Extended resources are given as limits; the request is the same.
+            part = "limits" if "nvidia" in key else part
+            total = sum(asked(each, part, resource) * pods[name_of(each)] for each in of_kind(objects, "Deployment"))
+            assert total <= quantity(hard[key]), key
+    for limit in (limit for each in of_kind(objects, "LimitRange") for limit in each["spec"]["limits"]):
+        for deployment in of_kind(objects, "Deployment"):
+            for container in containers(deployment):
+                for resource in ("cpu", "memory"):
+                    assert quantity(container["resources"]["limits"][resource]) <= quantity(limit["max"][resource])
+
+
+@each_variation
+def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> None:
+    objects = variation.objects()
+    wants_gpu = any(name.startswith("gpu") for name in variation.components) or variation.resource == "overlays/gpu"
+    for deployment in of_kind(objects, "Deployment"):
+        pod, server = deployment["spec"]["template"]["spec"], server_of(deployment)
+        limits = {name for name in server["resources"]["limits"] if name.startswith("nvidia.com/")}
+        claims = pod.get("resourceClaims", [])
+        tolerated = [each["key"] for each in pod.get("tolerations", [])]
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        if not wants_gpu:
+            assert environment(server, objects)["APP_PROVIDER"] == "cpu"
+            assert not any((limits, claims, tolerated, pod.get("nodeSelector")))
+            assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+            assert not server["image"].endswith("-gpu")
+            continue
+        # "auto" would fall back to the CPU on an expensive node.
+        assert environment(server, objects)["APP_PROVIDER"] == "cuda"
+        assert server["image"].endswith("-gpu")
+        assert tolerated == ["nvidia.com/gpu"]
+        # There is no spare GPU to surge onto.
+        assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
+        # Through the device plugin, on a labelled node; or through a claim, which finds the node. Never both.
+        assert len(limits) + len(claims) == 1
+        assert pod.get("nodeSelector", {}) == ({} if claims else {"nvidia.com/gpu.present": "true"})
+
+
+@each_variation
+def test_everything_carries_the_name_label_and_no_cluster_wide_object_but_the_namespace(variation: Variation) -> None:
+    objects = variation.objects()
+    for each in objects:
+        if each["kind"] != "Namespace":
+            assert each["metadata"]["labels"][APP] == "sentiment-inference"
+    (namespace,) = {each["metadata"].get("namespace") for each in objects if each["kind"] not in CLUSTER_SCOPED}
+    for each in of_kind(objects, "Namespace"):
+        assert each["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+        if variation.resource != "base":
+            assert name_of(each) == namespace
+
+
+@each_variation
+def test_network_policy_denies_all_but_what_is_named(variation: Variation) -> None:
+    policies = {name_of(each): each["spec"] for each in of_kind(variation.objects(), "NetworkPolicy")}
+    for name, spec in policies.items():
+        for rule in (*spec.get("ingress", []), *spec.get("egress", [])):
+            # An empty list would mean everybody, or every port.
+            assert rule["ports"]
+            assert rule.get("from") or rule.get("to"), name
+    fetches = "model-fetch" in variation.components
+    assert any(spec["policyTypes"] == ["Ingress", "Egress"] and "egress" not in spec for spec in policies.values())
+    assert any("egress" in spec for spec in policies.values()) == fetches
+
+
+def one(variation: Variation, kind: str, name: str = "sentiment-inference") -> Object:
+    (found,) = [each for each in of_kind(variation.objects(), kind) if name_of(each) == name]
+    return found
+
+
+def test_deleting_its_namespace_undoes_the_local_overlay() -> None:
+    objects = Variation("overlays/local").objects()
+    (namespace,) = of_kind(objects, "Namespace")
+
+    assert name_of(namespace) not in ("default", "sentiment-inference")
+    for each in objects:
+        if each is not namespace:
+            assert each["kind"] not in CLUSTER_SCOPED
+            assert each["metadata"]["namespace"] == name_of(namespace)
+
+
+def test_the_local_overlay_is_one_replica_that_is_never_pulled() -> None:
+    deployment = one(Variation("overlays/local"), "Deployment")
+
+    assert deployment["spec"]["replicas"] == 1
+    assert {each["imagePullPolicy"] for each in containers(deployment)} == {"Never"}
+
+
+def test_the_cpu_overlay_has_3_to_20_replicas() -> None:
+    assert bounds(one(Variation("overlays/cpu"), "HorizontalPodAutoscaler")) == (3, 20)
+
+
+def test_the_keda_bounds_are_the_cpu_overlay_s() -> None:
+    keda = Variation("overlays/cpu", ("autoscale-keda",))
+
+    assert bounds(one(keda, "ScaledObject")) == bounds(one(Variation("overlays/cpu"), "HorizontalPodAutoscaler"))
+    assert 'namespace="sentiment-inference"' in json.dumps(one(keda, "ScaledObject")).replace('\\"', '"')
+    assert one(keda, "ScaledObject")["metadata"]["namespace"] == "sentiment-inference"
+
+
+def test_keda_scales_with_the_behavior_of_the_hpa_it_replaces() -> None:
+    scaled = one(Variation("base", ("autoscale-keda",)), "ScaledObject")["spec"]
+
+    replaced = one(Variation("base"), "HorizontalPodAutoscaler")["spec"]
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == replaced["behavior"]
+
+
+def test_the_autoscalers_agree_on_the_target() -> None:
+    keda = one(Variation("base", ("autoscale-keda",)), "ScaledObject")["spec"]["triggers"]
+    hpa = one(Variation("base", ("autoscale-inflight",)), "HorizontalPodAutoscaler")["spec"]["metrics"]
+
+    assert keda[0]["metadata"]["threshold"] == hpa[0]["pods"]["target"]["averageValue"]
+    assert keda[1]["metadata"]["value"] == str(hpa[1]["resource"]["target"]["averageUtilization"])
+
+
+def test_the_release_is_the_bundled_artifact_and_this_version_of_the_server() -> None:
+    text = (BUNDLED / "manifest.json").read_bytes()
+    manifest, digest = json.loads(text), hashlib.sha256(text).hexdigest()
+    objects = Variation("base").objects()
+    (deployment,) = of_kind(objects, "Deployment")
+
+    for metadata in (deployment["metadata"], deployment["spec"]["template"]["metadata"]):
+        assert metadata["labels"]["model-name"] == manifest["name"]
+        assert metadata["labels"]["model-version"] == manifest["version"]
+        assert metadata["labels"]["app.kubernetes.io/version"] == __version__
+        assert metadata["annotations"]["model-digest"] == digest
+    assert environment(server_of(deployment), objects)["APP_MODEL_DIGEST"] == digest
+    assert server_of(deployment)["image"] == f"sentiment-inference:{__version__}"
+
+
+def test_a_changed_setting_is_a_new_config_map_and_so_rolls_the_pods() -> None:
+    def used(variation: Variation) -> str:
+        return str(server_of(one(variation, "Deployment"))["envFrom"][0]["configMapRef"]["name"])
+
+    assert used(Variation("base")) != used(Variation("base", ("gpu",)))
+
+
+@pytest.mark.parametrize("hardware", [(), ("gpu",), ("gpu-shared",), ("gpu-dra",)], ids=str)
+def test_the_candidate_is_the_stable_pod_but_for_image_and_own_settings(hardware: tuple[str, ...]) -> None:
+    variation = Variation("base", ("canary", *hardware, "model-fetch"))
+    stable, candidate = one(variation, "Deployment"), one(variation, "Deployment", "sentiment-inference-canary")
+    stable_pod, candidate_pod = (each["spec"]["template"]["spec"] for each in (stable, candidate))
+
+    # One Pod is not spread.
+    stable_pod.pop("topologySpreadConstraints")
+    assert server_of(candidate)["image"].removeprefix("sentiment-inference-candidate:") == server_of(stable)[
+        "image"
+    ].removeprefix("sentiment-inference:")
+    candidate_pod["containers"][0]["image"] = server_of(stable)["image"]
+    assert candidate_pod["containers"][0].pop("env") == [{"name": "APP_MODEL_DIGEST", "value": ""}]
+    assert candidate_pod == stable_pod
+    assert candidate["spec"]["strategy"] == stable["spec"]["strategy"]
+
+
+def test_the_canary_gets_no_traffic_until_somebody_says_so() -> None:
+    (rule,) = one(Variation("base", ("canary",)), "HTTPRoute")["spec"]["rules"]
+
+    weights = {backend["name"]: backend["weight"] for backend in rule["backendRefs"]}
+    assert weights == {"sentiment-inference": 100, "sentiment-inference-canary": 0}
+
+
+@pytest.mark.parametrize("name", ["model-pvc", "model-fetch", "model-image-volume"])
+def test_a_delivered_artifact_hides_the_image_s_own_and_cannot_be_written(name: str) -> None:
+    deployment = one(Variation("base", (name,)), "Deployment")
+
+    (mount,) = server_of(deployment)["volumeMounts"]
+    assert mount["readOnly"] is True
+    assert "/models/sentiment".startswith(mount["mountPath"])
+
+
+def test_the_fetched_artifact_is_checked_against_the_digest_and_lands_where_the_server_looks() -> None:
+    objects = Variation("base", ("model-fetch",)).objects()
+    (deployment,) = of_kind(objects, "Deployment")
+    (fetch,) = deployment["spec"]["template"]["spec"]["initContainers"]
+
+    known = environment(fetch, objects)
+    command = [known.get(word[2:-1], word) if word.startswith("$(") else word for word in fetch["command"]]
+    assert command == [
+        *("python", "-m", "model.fetch", "s3://models/sentiment/1.0.0", known["APP_MODEL_DIR"]),
+        *("--digest", known["APP_MODEL_DIGEST"]),
+    ]
+    assert fetch["image"] == f"sentiment-inference:{__version__}-fetch"
+
+
+@pytest.mark.parametrize("order", [("gpu", "model-fetch"), ("model-fetch", "gpu")], ids="-".join)
+def test_the_gpu_image_is_the_server_s_only(order: tuple[str, ...]) -> None:
+    deployment = one(Variation("base", order), "Deployment")
+
+    assert [each["image"] for each in containers(deployment)] == [
+        f"sentiment-inference:{__version__}-fetch",
+        f"sentiment-inference:{__version__}-gpu",
+    ]
+
+
+def test_a_node_drain_takes_one_pod_at_a_time_and_never_waits_for_a_broken_one() -> None:
+    budget = one(Variation("base"), "PodDisruptionBudget")["spec"]
+
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def pods_after(replicas: int, seconds: int, direction: Object, sign: int) -> int:
+    """Replicas after `seconds` if only the HPA's policies hold it back."""
+    for _ in range(seconds // direction["policies"][0]["periodSeconds"]):
+        steps = [
+            policy["value"] if policy["type"] == "Pods" else math.ceil(replicas * policy["value"] / 100)
+            for policy in direction["policies"]
+        ]
+        replicas += sign * max(steps)
+    return replicas
+
+
+def test_the_hpa_goes_up_in_a_minute_and_down_in_many() -> None:
+    behavior: Any = one(Variation("overlays/cpu"), "HorizontalPodAutoscaler")["spec"]["behavior"]
+
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert pods_after(3, 90, behavior["scaleUp"], +1) >= 20
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] >= 300
+    assert pods_after(20, 300, behavior["scaleDown"], -1) >= 10
+
+
+def test_the_readme_names_every_component_and_overlay() -> None:
+    text = (K8S / "README.md").read_text()
+
+    for folder in ("components", "overlays"):
+        for path in (K8S / folder).iterdir():
+            assert f"`{path.name}`" in text or f"{folder}/{path.name}" in text
