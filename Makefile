@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench profile lint format lock artifact-cuda image-cpu image-tools image-test clean
+.PHONY: help run test soak bench load profile lint format lock artifact-cuda image-cpu image-gpu image-fetch image-tools \
+	image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ format: $(VENV)/dev ## rewrite files in the project's style
 
 bench: $(VENV)/dev ## this server beside its ceiling, its floor and a plain script, in one run (about 4 minutes)
 	$(BIN)/python -m loadtest.bench
+
+load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target that follows, and its proof (under 10 minutes)
+	$(BIN)/python -m loadtest.capacity $(ARGS)
+	$(BIN)/python -m loadtest.simulate capacity/report.json
 
 profile: $(VENV)/dev ## where the CPU time of one request goes
 	$(BIN)/python -m loadtest.budget

@@ -67,6 +67,16 @@ def shape(name: str, base: float, peak: float, seconds: float, trace: Path | Non
     return Shape(name, seconds, rates[name], peak)
 
 
+def growth(base: float, peak: float, seconds: float, percent_per_second: float) -> Shape:
+    """Base for a tenth of the time, then growth by so many percent in each second until the peak."""
+
+    def rate(t: float) -> float:
+        exponent = max(0.0, t - seconds / 10) * math.log1p(percent_per_second / 100)
+        return base * math.exp(min(exponent, math.log(peak / base)))
+
+    return Shape(f"growth {percent_per_second:g} %/s", seconds, rate, peak)
+
+
 def read_trace(path: Path) -> Shape:
     """A trace from CSV. Raises ShapeError naming file and row."""
     times: list[float] = []

@@ -11,6 +11,8 @@ from loadtest.capacity.schema import Findings, Options, Step
 # A client this busy measures itself.
 CLIENT_BUSY = 0.85
 BUSY = 0.9
+# More than what a machine at rest does.
+OTHERS_CORES = 0.2
 
 
 class NoAnswer(Exception):
@@ -113,6 +115,16 @@ def gives_out(by_level: dict[int, Step], within: int | None, *, local: bool) -> 
     )
 
 
+def _others(steps: Sequence[Step]) -> float:
+    """CPUs that neither client nor server used, in the middle one of the steps where that can be told."""
+    rest = sorted(
+        step.machine_cpu_cores - step.client_cpu_share - step.server.cpu_cores
+        for step in steps
+        if step.machine_cpu_cores is not None and step.server.cpu_cores is not None
+    )
+    return rest[len(rest) // 2] if rest else 0.0
+
+
 def warnings(steps: Sequence[Step], within: int | None, options: Options, *, local: bool) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = []
@@ -121,6 +133,11 @@ def warnings(steps: Sequence[Step], within: int | None, options: Options, *, loc
         found.append(f"The client used up to {busy:.0%} of a CPU; run it from more or other machines.")
     if local:
         found.append("Client and server shared this machine: a replica with its CPUs to itself carries more.")
+    others = _others(steps) if local else 0.0
+    if others > OTHERS_CORES:
+        found.append(
+            f"Other processes used {others:.1f} CPUs of this machine meanwhile: measure again when it is quiet."
+        )
     unstable = [f"{step.in_flight:.0f}" for step in steps if not step.stable]
     if unstable:
         found.append(f"Not stable within the time for a step, at in-flight {', '.join(unstable)}: see the intervals.")

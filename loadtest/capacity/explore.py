@@ -15,6 +15,8 @@ GAINING = 1.05
 # Brackets are refined to this share of their upper end.
 RESOLUTION = 0.1
 MAX_STEPS = 32
+# A machine so disturbed that more than this would be repeated gives no better numbers by repeating.
+MAX_REPEATS = 4
 
 
 def next_in_flight(steps: Sequence[Step], options: Options) -> int | None:
@@ -50,6 +52,8 @@ def merge(steps: Sequence[Step]) -> dict[int, Step]:
 
 def _doubtful(by_level: dict[int, Step], options: Options) -> int | None:
     """A step that violates the objective where a heavier load holds it: something else disturbed it, so once more."""
+    if sum(step.repeats for step in by_level.values()) >= MAX_REPEATS:
+        return None
     holding = [n for n, s in by_level.items() if s.holds(options.slo_p95_ms, options.allowed_failure_percent / 100)]
     return next(
         (n for n, s in by_level.items() if n not in holding and n < max(holding, default=0) and not s.repeats), None

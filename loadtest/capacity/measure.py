@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import psutil
 
 from loadtest.capacity import stats
 from loadtest.capacity.load import Client, Samples
@@ -38,6 +39,12 @@ class Rules:
         return Rules(options.precision_percent / 100, options.min_step_seconds, options.max_step_seconds)
 
 
+def _busy_seconds() -> float:
+    """CPU time that all of this machine's processes have used."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
 class Watch:
     """The server's side and this client's CPU while a step runs; as an async context manager."""
 
@@ -47,14 +54,16 @@ class Watch:
 
     async def __aenter__(self) -> "Watch":
         self._before = await self._scraper.read()
-        self._cpu, self._started = time.process_time(), time.perf_counter()
+        self._cpu, self._machine, self._started = time.process_time(), _busy_seconds(), time.perf_counter()
         self._task = asyncio.create_task(self._poll())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self.client_cpu_share = (time.process_time() - self._cpu) / (time.perf_counter() - self._started)
+        elapsed = time.perf_counter() - self._started
+        self.client_cpu_share = (time.process_time() - self._cpu) / elapsed
+        self.machine_cpu_cores = (_busy_seconds() - self._machine) / elapsed
         self.server = between(self._before, self._during, await self._scraper.read())
 
     async def _poll(self) -> None:
@@ -90,6 +99,7 @@ def summarise(samples: Samples, begin: float, end: float, watch: Watch, held: fl
         "errors": int((chosen & (statuses != 200)).sum() - refused.sum()),
         "seconds": end - begin,
         "client_cpu_share": watch.client_cpu_share,
+        "machine_cpu_cores": watch.machine_cpu_cores,
         "server": watch.server,
     }
     return Step(**fields, **given)  # type: ignore[arg-type]

@@ -59,6 +59,7 @@ class Step(msgspec.Struct, frozen=True):
     stable: bool
     client_cpu_share: float
     server: ServerSide
+    machine_cpu_cores: float | None = None
     offered_rps: float | None = None
     repeats: int = 0
 
@@ -133,7 +134,7 @@ class Options(msgspec.Struct, frozen=True):
     max_in_flight: int = 512
     precision_percent: float = 5.0
     min_step_seconds: float = 2.0
-    max_step_seconds: float = 12.0
+    max_step_seconds: float = 10.0
     growth_percent_per_second: float = 1.0
     scrape_seconds: float = 15.0
     window_seconds: float = 60.0

@@ -39,8 +39,8 @@ def options(seconds_to_ready: float | None = None) -> Options:
     return Options(
         slo_p95_ms=250.0,
         max_in_flight=32,
-        min_step_seconds=1.0,
-        max_step_seconds=4.0,
+        min_step_seconds=0.8,
+        max_step_seconds=2.5,
         growth_percent_per_second=5.0,
         scrape_seconds=15 / SCALE,
         window_seconds=30 / SCALE,
