@@ -64,12 +64,19 @@ TEST_IMAGE := localhost/sentiment-inference:test
 image-cpu: ## the CPU server's image, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
 	sh docker/build.sh cpu $(IMAGE):$(VERSION)
 
+image-gpu: ## the CUDA server's image; fetches about 2 GB
+	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu
+
+image-fetch: ## the image of model.fetch, for init containers
+	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
+
 image-tools: ## install what image-test needs, from Debian's packages (as root)
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends buildah podman runc debootstrap git
 
 image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and run it with podman (as root)
 	buildah inspect $(TEST_BASE) >/dev/null 2>&1 || sh docker/debian-base.sh $(TEST_BASE)
+	buildah rmi $(TEST_IMAGE) >/dev/null 2>&1 || true
 	BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)" \
 		sh docker/build.sh cpu $(TEST_IMAGE)
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/test_images.py $(ARGS)

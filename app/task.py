@@ -16,6 +16,12 @@ from app.errors import ArtifactError, Invalid
 from app.tensors import DTYPES, Tensors
 
 
+# The tokenizer keeps over a hundred bytes for each token of a text, also of those beyond the window. So only the start of
+# a long text is given to it, far more than its window can hold, and not too many texts at a time.
+CHARACTERS_PER_TOKEN = 40
+ENCODED_TOGETHER = 16
+
+
 class Encoded(NamedTuple):
     """One unit of work. Units with equal `key` may share a run; `rows` is its size along the first axis."""
 
@@ -35,6 +41,7 @@ class TextTask:
         path = artifact.path(manifest.tokenizer_file or "")
         self.labels = manifest.labels
         self.max_tokens = manifest.max_tokens or 0
+        self.max_characters = self.max_tokens * CHARACTERS_PER_TOKEN
         self.tokenizer, self.pad_id = _load_tokenizer(path, self.max_tokens)
         self.output = manifest.outputs[0].name
         self.softmax = manifest.scores == "logits"
@@ -52,10 +59,22 @@ class TextTask:
             if not text or text.isspace():
                 raise Invalid(f"text {index}: expected at least one character that is not blank")
         try:
-            encodings = self.tokenizer.encode_batch_fast(texts) if len(texts) > 1 else [self.tokenizer.encode(texts[0])]
+            if len(texts) == 1:
+                return [self._unit(texts[0], self.tokenizer.encode(texts[0][: self.max_characters]))]
+            units: list[Encoded] = []
+            for start in range(0, len(texts), ENCODED_TOGETHER):
+                part = texts[start : start + ENCODED_TOGETHER]
+                encodings = self.tokenizer.encode_batch_fast([text[: self.max_characters] for text in part])
+                units += map(self._unit, part, encodings)
         except (UnicodeError, TypeError):
             raise Invalid("text: expected valid Unicode without lone surrogates") from None
-        return [Encoded(e.ids, len(e), truncated=bool(e.overflowing)) for e in encodings]
+        return units
+
+    def _unit(self, text: str, encoding: Any) -> Encoded:
+        # Cut before its window was full, by blanks or words of unusual length.
+        if len(text) > self.max_characters and not encoding.overflowing:
+            encoding = self.tokenizer.encode(text)
+        return Encoded(encoding.ids, len(encoding), truncated=bool(encoding.overflowing))
 
     def assemble(self, payloads: Sequence[Any]) -> Tensors:
         """Token ids padded to the longest: each input [rows, longest]."""

@@ -23,6 +23,8 @@ IMAGE = os.environ.get("TEST_IMAGE", "")
 pytestmark = pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: `make image-test` builds one")
 
 START_SECONDS = 60
+MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
+MODEL = f"{MANIFEST['name']}/{MANIFEST['version']}"
 MEMORY = "512m"
 # What the restricted Pod Security Standard asks for, and a limit on everything else.
 CONFINED = (
@@ -120,7 +122,7 @@ def test_it_predicts(server):
     answer = httpx.post(f"{server.url}/predict", json={"text": "What a lovely little café 😍"})
     assert answer.status_code == 200
     assert answer.json()["label"] == "positive"
-    assert answer.headers["x-model"] == "sentiment/1.0.0"
+    assert answer.headers["x-model"] == MODEL
 
 
 def test_its_processes_are_not_root_and_have_no_capabilities(server):
@@ -192,15 +194,14 @@ def test_every_module_was_compiled_when_it_was_built(server):
 def test_the_gate_can_be_run_in_it(server):
     verified = server.exec("python", "-m", "model.verify", "/models/sentiment")
     assert verified.returncode == 0
-    assert "sentiment 1.0.0 passes on cpu" in verified.stdout
+    assert f"{MODEL.replace('/', ' ')} passes on cpu" in verified.stdout
 
 
 def test_its_labels_say_what_is_in_it(config, server):
-    manifest = json.loads(server.exec("cat", "/models/sentiment/manifest.json").stdout)
     digest = server.exec("sha256sum", "/models/sentiment/manifest.json").stdout.split()[0]
     labels = config["Labels"]
-    assert labels["sentiment-inference.model.name"] == manifest["name"]
-    assert labels["sentiment-inference.model.version"] == manifest["version"]
+    assert labels["sentiment-inference.model.name"] == MANIFEST["name"]
+    assert labels["sentiment-inference.model.version"] == MANIFEST["version"]
     assert labels["sentiment-inference.model.digest"] == digest
     version = server.exec("python", "-c", "import app; print(app.__version__)").stdout.strip()
     assert labels["org.opencontainers.image.version"] == version
