@@ -15,9 +15,8 @@ from app.artifact import Artifact, TensorSpec
 from app.errors import ArtifactError, Invalid
 from app.tensors import DTYPES, Tensors
 
-
-# The tokenizer keeps over a hundred bytes for each token of a text, also of those beyond the window. So only the start of
-# a long text is given to it, far more than its window can hold, and not too many texts at a time.
+# The tokenizer keeps over a hundred bytes for each token of a text, also of those beyond the window. So it is given
+# only the start of a long text, far more than its window can hold, and not too many texts at a time.
 CHARACTERS_PER_TOKEN = 40
 ENCODED_TOGETHER = 16
 

@@ -229,7 +229,7 @@ def test_resources_follow_what_was_used():
     ]
     request, limit, percent = sizes.cpu(steps, 40.0, 20.0, lambda *_: None)
     assert (request, limit, percent) == (1.8, 2.0, 50)
-    assert sizes.memory(steps, lambda *_: None) == (128 * 2**20, 160 * 2**20)
+    assert sizes.memory(steps, lambda *_: None) == (128 * 2**20, 384 * 2**20)
 
 
 @pytest.fixture

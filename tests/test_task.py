@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from app.artifact import Artifact, FileEntry, Golden, GoldenText, Manifest, TensorSpec
 from app.errors import ArtifactError, Invalid
-from app.task import TensorTask, TextTask
+from app.task import ENCODED_TOGETHER, TensorTask, TextTask
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "fine", "day")
 GOOD, BAD, FINE, DAY = 4, 5, 6, 7
@@ -108,6 +108,25 @@ def test_a_text_longer_than_the_window_is_cut_and_says_so(tmp_path, texts):
 def test_a_text_that_just_fits_the_window_is_not_called_truncated(tmp_path, texts):
     units = text_task(tmp_path, max_tokens=4).encode(["good bad"] * texts)
     assert [(unit.payload, unit.truncated) for unit in units] == [([CLS, GOOD, BAD, SEP], False)] * texts
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+@pytest.mark.parametrize(
+    "long", ["good " * 9_999, "bad" + " " * 9_999 + "good fine day bad", " " * 9_999 + "x" * 9_999]
+)
+def test_only_the_start_of_a_long_text_is_encoded_where_that_is_enough(tmp_path, long, texts):
+    task = text_task(tmp_path, max_tokens=4)
+    whole = task.tokenizer.encode(long)
+    units = task.encode([long] * texts)
+    assert [(unit.payload, unit.truncated) for unit in units] == [(whole.ids, bool(whole.overflowing))] * texts
+
+
+def test_texts_of_a_large_batch_keep_their_order(tmp_path):
+    texts = [
+        " ".join(WORDS[4 + index // 4**place % 4] for place in range(4)) for index in range(ENCODED_TOGETHER * 3 + 1)
+    ]
+    units = text_task(tmp_path).encode(texts)
+    assert [" ".join(WORDS[token] for token in unit.payload[1:-1]) for unit in units] == texts
 
 
 @pytest.mark.parametrize("texts", [1, 2])

@@ -8,8 +8,10 @@ from loadtest.capacity.schema import Options, Step
 
 Say = Callable[[str, str, str], None]
 
-MEMORY_REQUEST_FACTOR, MEMORY_LIMIT_FACTOR = 1.2, 1.6
 MIB = 1024 * 1024
+MEMORY_REQUEST_FACTOR = 1.2
+# For large bodies and batches that the measured load did not send.
+MEMORY_ROOM_MIB = 256
 # Kubernetes takes any amount of CPU; people read tenths.
 CPU_UNIT = 0.1
 # Without a peak given, the fleet may grow to this many times its base.
@@ -70,10 +72,11 @@ def memory(steps: Sequence[Step], say: Say) -> tuple[int | None, int | None]:
     if not most:
         say("Memory", "the server shows no memory (process_resident_memory_bytes)", "not derived")
         return None, None
-    request, limit = (math.ceil(most * f / (16 * MIB)) * 16 * MIB for f in (MEMORY_REQUEST_FACTOR, MEMORY_LIMIT_FACTOR))
-    seen = f"most seen {most / MIB:.0f} MiB"
-    say("Memory request", f"{seen} × {MEMORY_REQUEST_FACTOR:g}, in steps of 16 MiB", f"{request // MIB} MiB")
-    say("Memory limit", f"{seen} × {MEMORY_LIMIT_FACTOR:g}, in steps of 16 MiB", f"{limit // MIB} MiB")
+    request = math.ceil(most * MEMORY_REQUEST_FACTOR / (16 * MIB)) * 16 * MIB
+    limit = request + MEMORY_ROOM_MIB * MIB
+    how = f"most seen {most / MIB:.0f} MiB × {MEMORY_REQUEST_FACTOR:g}, in steps of 16 MiB"
+    say("Memory request", how, f"{request // MIB} MiB")
+    say("Memory limit", f"{request // MIB} + {MEMORY_ROOM_MIB} for what this load did not send", f"{limit // MIB} MiB")
     return request, limit
 
 
