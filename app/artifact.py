@@ -90,16 +90,25 @@ class Artifact:
         """Path of a file of the artifact. Raises ArtifactError if `files` does not list it or it leaves the folder."""
         if name not in self.manifest.files:
             raise ArtifactError(f"{self.folder / MANIFEST}: {name!r} is used but not listed in `files`")
-        path = self.folder / name
-        # Resolved on both sides: a volume may itself be mounted through a link (Kubernetes does that for ConfigMaps),
-        # a file of the artifact may not lead out of it.
-        try:
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-        except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
-            raise ArtifactError(f"{self.folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
-        if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
-            raise ArtifactError(f"{self.folder / MANIFEST}: path {name!r} leaves the artifact folder")
-        return path
+        return path_inside(self.folder, name)
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Path of a file in an artifact's folder. Raises ArtifactError if it leaves the folder or is of a kind that is read
+    without end."""
+    path = folder / name
+    # Resolved on both sides: a volume may itself be mounted through a link (Kubernetes does that for ConfigMaps), a
+    # file of the artifact may not lead out of it.
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
+        raise ArtifactError(f"{folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+        raise ArtifactError(f"{folder / MANIFEST}: path {name!r} leaves the artifact folder")
+    if special:
+        raise ArtifactError(f"{path}: expected a file, found a pipe or device")
+    return path
 
 
 def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
@@ -107,9 +116,9 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
 
     Raises ArtifactError naming the file or field, what was expected and what was found.
     """
-    path = folder / MANIFEST
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: model folder not found; set APP_MODEL_DIR to an artifact folder")
+    path = path_inside(folder, MANIFEST)
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -1,6 +1,7 @@
 """The readiness gate: what must not pass, what must, and random damage."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -280,6 +281,16 @@ def become_a_folder(name: str) -> Damage:
     return damage
 
 
+def become_a_pipe(name: str) -> Damage:
+    """Whoever opens it waits for a writer that never comes."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
 def become_a_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_bytes(b"")
@@ -298,6 +309,8 @@ FAILURES = [
     Failure("missing golden file", remove("golden.npz"), ("golden.npz", "No such file")),
     Failure("missing tokenizer", remove("tokenizer.json"), ("tokenizer.json", "No such file"), "text"),
     Failure("model is a folder", become_a_folder("model.onnx"), ("model.onnx", "Is a directory")),
+    Failure("manifest is a pipe", become_a_pipe(MANIFEST), (MANIFEST, "expected a file")),
+    Failure("model is a pipe", become_a_pipe("model.onnx"), ("model.onnx", "expected a file")),
     # The manifest's form.
     Failure("manifest is not JSON", content(MANIFEST, b"name: model\n"), (MANIFEST, "malformed")),
     Failure("manifest is empty", content(MANIFEST, b""), (MANIFEST, "truncated")),
@@ -364,6 +377,7 @@ FAILURES = [
     Failure("path leaves by ..", leaving, (MANIFEST, "model.onnx", "leaves the artifact folder")),
     Failure("path leaves and comes back", detour, (MANIFEST, "model.onnx", "leaves the artifact folder")),
     Failure("path is absolute", absolute, (MANIFEST, "model.onnx", "leaves the artifact folder")),
+    Failure("manifest is a link out", link_out(MANIFEST), (f"'{MANIFEST}'", "leaves the artifact folder")),
     Failure("file is a link out", link_out("model.onnx"), ("'model.onnx'", "leaves the artifact folder")),
     Failure("golden is a link out", link_out("golden.npz"), ("'golden.npz'", "leaves the artifact folder")),
     Failure("folder is a link out", link_folder_out, ("'sub/model.onnx'", "leaves the artifact folder")),
