@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import logs
@@ -30,8 +31,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {error.strerror}") from None
+    except (OSError, TypeError) as error:  # TypeError: no encoding of a host name has these characters
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {reason}") from None
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -39,6 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _head_bytes = 0
+    _data = b""
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
@@ -50,11 +53,39 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; ends a connection whose head is beyond MAX_HEAD_BYTES and still goes on."""
+        self._data = data
         super().data_received(data)
+        self._data = b""
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("Request line and headers too large.")
+
+    def _should_upgrade(self) -> bool:
+        """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""
+        return self.parser.get_method() != b"CONNECT"
+
+    def handle_websocket_upgrade(self) -> None:
+        """Called by uvicorn for a head that asks for another protocol, as Java's client does for HTTP/2. A server may
+        stay with this one: the head goes to the parser again, without the wish, and then what came behind it."""
+        stop, data = sys.exc_info()[1], self._data  # uvicorn is handling it
+        if not isinstance(stop, HttpParserUpgrade) or not data:  # one after the other: nobody means that
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        head = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self._data = b""
+        # Another parser: the old one may take this connection's requests for ended.
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        super().data_received(b"\r\n".join([*head, b"", data[stop.args[0] :]]))
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in the one shape of every error."""
+        body = b'{"error":"%s"}' % msg.encode()
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        self.transport.write(head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
