@@ -42,7 +42,8 @@ def stop_process(error: StartupError) -> None:
     print(line, file=sys.stderr, flush=True)
     if TERMINATION_LOG.exists():
         with suppress(OSError):  # a read-only file there must not hide the exit code
-            TERMINATION_LOG.write_text(line)
+            # As stderr does: a path need not be UTF-8.
+            TERMINATION_LOG.write_text(line, errors="backslashreplace")
     sys.stdout.flush()
     # Nothing was accepted yet, so there is nothing to unwind; the exit code survives whatever server runs us.
     os._exit(error.exit_code)
@@ -146,7 +147,7 @@ def _open(settings: Settings, predictor: Predictor, on_fatal: Callable[[StartupE
         try:
             predictor.serve(model, limits_of(settings, model))
         except RuntimeError as error:  # no more threads
-            on_fatal(StartupError(f"cannot start the runners: {error}"))
+            on_fatal(ConfigError(f"APP_RUNNERS={settings.runners}: cannot start so many: {error}"))
         if predictor.ready:
             # What is there now stays: the collector need not look at it again in the middle of a request.
             gc.freeze()

@@ -22,8 +22,13 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path("model/sentiment"), description="artifact folder")
     model_digest: str = Field("", pattern="^([0-9a-f]{64})?$", description="sha256 that manifest.json must have")
     provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="execution provider; auto may fall back")
-    runners: AutoOrCount = Field("auto", description="concurrent model runs; auto: CPU quota, or 2 on CUDA")
-    max_batch_rows: AutoOrCount = Field("auto", description="rows in one run; auto: by provider")
+    # Far beyond any use, so that a slip of the hand does not end in a want of memory.
+    runners: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="concurrent model runs; auto: CPU quota, or 2 on CUDA"
+    )
+    max_batch_rows: Auto | Annotated[int, Field(ge=1, le=65536)] = Field(
+        "auto", description="rows in one run; auto: by provider"
+    )
     max_batch_tokens: AutoOrCount = Field("auto", description="rows x longest row in one run; auto: by provider")
     batch_delay_ms: float = Field(0, ge=0, le=1000, description="how long a free runner waits for a fuller batch")
     max_queue_rows: int = Field(512, ge=1, le=1_000_000, description="rows that may wait; beyond: 503")

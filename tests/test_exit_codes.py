@@ -121,6 +121,12 @@ def test_a_host_that_is_not_this_machines_is_exit_code_2_and_one_line():
         assert "APP_HOST='203.0.113.1'" in only_line(server.errors())
 
 
+def test_a_host_that_no_name_can_be_is_exit_code_2_and_one_line():
+    with ServerProcess(host="\udcff") as server:
+        assert server.wait() == 2
+        assert "APP_HOST='\\udcff'" in only_line(server.errors())
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_clean_stop(good, stop):
     with ServerProcess(good["tensors"]) as server:
@@ -162,12 +168,12 @@ app.main.main()
 """
 
 
-def end_with_log(log: Path) -> subprocess.CompletedProcess[str]:
+def end_with_log(log: Path, model_dir: str = "/nowhere") -> subprocess.CompletedProcess[str]:
     """The server with a model that is not there, and a termination log at `log`."""
     return subprocess.run(
         [sys.executable, "-c", SERVE_WITH_LOG, str(log)],
         cwd=ROOT,
-        env={**os.environ, "APP_MODEL_DIR": "/nowhere", "APP_HOST": "127.0.0.1", "APP_PORT": "0"},
+        env={**os.environ, "APP_MODEL_DIR": model_dir, "APP_HOST": "127.0.0.1", "APP_PORT": "0"},
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
@@ -181,6 +187,14 @@ def test_the_reason_goes_to_the_termination_log_too(tmp_path):
     ended = end_with_log(log)
     assert ended.returncode == 3
     assert log.read_text().splitlines() == [only_line(ended.stderr)]
+
+
+def test_a_reason_that_is_no_utf8_ends_the_process_all_the_same(tmp_path):
+    log = tmp_path / "termination-log"
+    log.write_text("")
+    ended = end_with_log(log, "/nowhere\udcff")
+    assert ended.returncode == 3
+    assert log.read_text() == only_line(ended.stderr)
 
 
 def test_no_termination_log_is_made_where_there_is_none(tmp_path):
@@ -198,11 +212,8 @@ def test_the_termination_log_is_where_kubernetes_reads_it():
     assert Path("/dev/termination-log") == app.main.TERMINATION_LOG
 
 
-async def test_a_gate_that_fails_in_a_way_nobody_foresaw_ends_the_process_too(monkeypatch, good):
-    def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("nobody\nforesaw this")
-
-    monkeypatch.setattr("app.main.pass_gate", fail)
+async def reason_of_the_end(folder: Path) -> StartupError:
+    """Why a service with this model cannot serve."""
     reasons: list[StartupError] = []
     ended = asyncio.Event()
 
@@ -210,11 +221,30 @@ async def test_a_gate_that_fails_in_a_way_nobody_foresaw_ends_the_process_too(mo
         reasons.append(reason)
         ended.set()
 
-    service = create_app(Settings(model_dir=good["tensors"], provider="cpu", log_level="error"), on_fatal)
+    service = create_app(Settings(model_dir=folder, provider="cpu", log_level="error"), on_fatal)
     async with service.router.lifespan_context(service):
         # A service that does not notice would wait for ever.
         async with asyncio.timeout(10):
             await ended.wait()
     (reason,) = reasons
+    return reason
+
+
+async def test_a_gate_that_fails_in_a_way_nobody_foresaw_ends_the_process_too(monkeypatch, good):
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody\nforesaw this")
+
+    monkeypatch.setattr("app.main.pass_gate", fail)
+    reason = await reason_of_the_end(good["tensors"])
     assert isinstance(reason, StartupError)
     assert "\n" not in str(reason)
+
+
+async def test_more_runners_than_threads_can_be_had_is_a_bad_setting(monkeypatch, good):
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("app.batcher.Batcher.start", start)
+    reason = await reason_of_the_end(good["tensors"])
+    assert reason.exit_code == 2
+    assert "APP_RUNNERS=auto" in str(reason)
