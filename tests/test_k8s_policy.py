@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -451,6 +452,14 @@ def test_the_gpu_image_is_the_server_s_only(order: tuple[str, ...]) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["gpu", "gpu-shared", "gpu-dra"])
+def test_a_gpu_pod_does_not_carry_the_digest_of_the_cpu_artifact(name: str) -> None:
+    deployment = one(Variation("base", (name,)), "Deployment")
+
+    for metadata in (deployment["metadata"], deployment["spec"]["template"]["metadata"]):
+        assert "model-digest" not in metadata.get("annotations", {})
+
+
 def test_a_node_drain_takes_one_pod_at_a_time_and_never_waits_for_a_broken_one() -> None:
     budget = one(Variation("base"), "PodDisruptionBudget")["spec"]
 
@@ -484,3 +493,12 @@ def test_the_readme_names_every_component_and_overlay() -> None:
     for folder in ("components", "overlays"):
         for path in (K8S / folder).iterdir():
             assert f"`{path.name}`" in text or f"{folder}/{path.name}" in text
+
+
+def test_every_object_that_the_readme_s_commands_name_exists() -> None:
+    objects = Variation("overlays/cpu", ("canary",)).objects()
+    known = {f"{each['kind'].lower()}/{name_of(each)}" for each in objects}
+    named = re.findall(r"[\w,.]+/sentiment-inference\b[\w-]*(?=[ `\n])", (K8S / "README.md").read_text())
+
+    assert set(named) - {"registry.example.com/sentiment-inference", "REGISTRY/sentiment-inference"} <= known
+    assert len(named) > 5
