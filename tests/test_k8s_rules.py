@@ -147,6 +147,8 @@ def test_every_alert_says_how_bad_it_is_what_is_wrong_and_what_to_do() -> None:
         assert alert["labels"]["severity"] in ("warning", "critical"), name
         assert set(alert["annotations"]) == {"summary", "runbook"}
         assert len(alert["annotations"]["runbook"]) > 80
+        for chapter in re.findall('"([^"]+)" in k8s/README.md', alert["annotations"]["runbook"]):
+            assert f"\n## {chapter}\n" in (K8S / "README.md").read_text()
 
 
 def test_the_dashboard_has_a_panel_for_each_question_and_no_panel_twice() -> None:
