@@ -75,7 +75,7 @@ class Source:
         except ValueError:
             raise ConfigError("URL: not a valid address") from None
         self.scheme = parts.scheme or "file"
-        if self.scheme not in DENIED or (self.scheme != "file" and not parts.hostname):
+        if not url or self.scheme not in DENIED or (self.scheme != "file" and not parts.hostname):
             raise ConfigError(f"URL: {self.scheme}: expected https://, s3:// or gs:// with a host or bucket, or a path")
         self._web = self.scheme in ("https", "http")
         if self.scheme == "file":

@@ -474,6 +474,7 @@ def test_s3_credentials_are_never_printed(s3, faults, tmp_path):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
+        ("", "URL: file: expected"),
         ("ftp://host/x", "URL: ftp: expected"),
         ("s3:///x", "URL: s3: expected"),
         ("simplecache::s3://models/x", "URL: simplecache: expected"),
