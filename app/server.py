@@ -6,10 +6,11 @@ import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app import logs
 from app.edge import Traffic
@@ -42,12 +43,16 @@ class HttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0
     _data = b""
+    _running: RequestResponseCycle | None = None
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
+        if self._running is not None:
+            # uvicorn tells the newest request alone; the one being answered may have others behind it.
+            self._running.disconnected = True
         if self.on_lost is not None:
             self.on_lost()
 
@@ -60,6 +65,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("Request line and headers too large.")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Called by uvicorn for each request when its turn has come."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""

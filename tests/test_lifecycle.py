@@ -472,6 +472,19 @@ def test_what_is_not_http_is_told_so_in_the_shape_of_every_error(turning_server:
     assert json.loads(body) == {"error": "Invalid HTTP request received."}
 
 
+def test_a_client_that_leaves_with_requests_one_behind_the_other_is_no_error(turner: Path) -> None:
+    with ServerProcess(turner, runners=1).ready() as server:
+        body = infer_body(SLOW)
+        request = b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as client:
+            client.sendall(request * 3)
+            await_traffic(server, in_flight=1, waiting=0)
+        await_traffic(server, in_flight=0, waiting=0)
+        server.terminate()
+        assert server.wait() == 0
+        assert [line for line in server.logs() if line["level"] == "error"] == []
+
+
 def test_an_idle_connection_is_kept_open_for_the_next_request(turning_server: ServerProcess) -> None:
     with connected(turning_server.port) as (client,):
         assert client.ask("/live")[0] == 200
