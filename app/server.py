@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -148,6 +149,9 @@ class Server(uvicorn.Server):
         # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
         # is as long as a whole run of the model.
         sys.setswitchinterval(SWITCH_SECONDS)
+        # Container runtimes leave 1,024 files; connections beyond would be reset, and nothing would say so.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.run(sockets=[sock])
         sys.stdout.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -493,6 +494,17 @@ def test_an_idle_connection_is_kept_open_for_the_next_request(turning_server: Se
             status, headers, _ = client.ask(INFER, infer_body(QUICK))
             assert (status, headers.get("connection")) == (200, None)
         assert client.sock is kept
+
+
+def test_clients_may_be_as_many_as_the_system_lets_them() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        server = ServerProcess()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with server.ready():
+        assert server.metric("process_max_fds") == hard
 
 
 # --- draining and ending ----------------------------------------------------------------------------------------------
