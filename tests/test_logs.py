@@ -16,8 +16,9 @@ import structlog
 from tokenizers import Tokenizer
 
 from app import logs
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
 from app.main import create_app
+from app.model import Model
 from app.settings import Settings
 from app.task import Encoded, TextTask
 from app.ticket import Limits
