@@ -3,7 +3,6 @@
 Knows nothing of queues or HTTP. A row's length is its cost beside a padded neighbour: tokens for text, 1 for tensors.
 """
 
-
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
