@@ -19,7 +19,7 @@ import uvloop
 from app import logs
 from app.batcher import Batcher
 from app.ending import stop_process
-from app.errors import RequestError
+from app.errors import RequestError, StartupError
 from app.gpu import GpuSampler
 from app.link import Ask, Cancel, Done, Failed, Link, Message, Part, Ready, Serve, Stage, State, Submit
 from app.metrics import Metrics
@@ -68,8 +68,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leave)
-        for sock in sockets:
-            self._fronts.append(await self._start(sock))
+        try:
+            for sock in sockets:
+                self._fronts.append(await self._start(sock))
+        except OSError as error:  # no more processes
+            stop_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
         open_model(self._settings, self._predictor, stop_process, self._serve)
         gpu = GpuSampler.start(self._totals.metrics.registry) if self._settings.provider != "cpu" else None
         watching = [asyncio.create_task(self._watch(front)) for front in self._fronts]

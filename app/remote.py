@@ -21,7 +21,7 @@ from app.ticket import Limits, Ticket, Waiting
 from app.totals import Snapshot, Totals, render
 
 # The engine says something each second, so after this long it says nothing any more.
-SILENCE_SECONDS = 15.0
+SILENCE_SECONDS = 10.0
 ASK_SECONDS = 5.0
 
 

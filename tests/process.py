@@ -87,6 +87,15 @@ class ServerProcess:
         lines = self.output().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
+    def request_log(self, request_id: str) -> dict:
+        """The one line of a request; it is written after the answer, so it may take a moment."""
+        while True:
+            lines = [line for line in self.logs() if line.get("request_id") == request_id]
+            if lines:
+                assert len(lines) == 1, lines
+                return lines[0]
+            self._still_running()
+
     def errors(self) -> str:
         """All of standard error so far."""
         return Path(f"/proc/self/fd/{self._err.fileno()}").read_text()
