@@ -76,15 +76,18 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     scores: Literal["probabilities", "logits"] = "probabilities"
     lineage: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    # sha256 of manifest.json without these digits: what damages it shows even where no digest is pinned.
+    checksum: Sha256 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A parsed manifest, the folder it describes, and its own sha256."""
+    """A parsed manifest, the folder it describes, its own sha256, and the checksum that it should have in it."""
 
     folder: Path
     manifest: Manifest
     digest: str
+    checksum: str | None = None
 
     def path(self, name: str) -> Path:
         """Path of a file of the artifact. Raises ArtifactError if `files` does not list it or it leaves the folder."""
@@ -133,9 +136,24 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: {error or type(error).__name__}") from None
-    artifact = Artifact(folder, manifest, digest)
+    artifact = Artifact(folder, manifest, digest, manifest.checksum and checksum_of(raw, manifest.checksum))
     _check_meaning(artifact)
     return artifact
+
+
+def checksum_of(raw: bytes, digits: str) -> str:
+    """sha256 of a manifest without the digits of its own checksum."""
+    return hashlib.sha256(raw.replace(digits.encode(), b"", 1)).hexdigest()
+
+
+def verify_manifest(artifact: Artifact) -> None:
+    """Raises ArtifactError if manifest.json is not as it was written. One without a checksum may be."""
+    expected = artifact.manifest.checksum
+    if expected != artifact.checksum:
+        raise ArtifactError(
+            f"{artifact.folder / MANIFEST}: checksum: expected {expected}, found {artifact.checksum}; it is damaged, "
+            "or edited: then take `checksum` out"
+        )
 
 
 class _VersionOnly(Struct):

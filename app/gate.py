@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.artifact import MANIFEST, read_artifact, verify_files
+from app.artifact import MANIFEST, read_artifact, verify_files, verify_manifest
 from app.errors import ArtifactError
 from app.model import Model
 from app.session import BATCH_LIMITS, Session
@@ -71,6 +71,8 @@ def pass_gate(
         except Exception as error:
             line = (str(error).splitlines() or [""])[0][:300]
             raise ArtifactError(f"{path}: run failed on golden inputs: {type(error).__name__}: {line}") from None
+    # Last: whatever is wrong with a part of it is better said of that part.
+    verify_manifest(artifact)
     model.stage_seconds = seconds
     return model
 

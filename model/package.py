@@ -26,6 +26,7 @@ from app.artifact import (
     GoldenText,
     Manifest,
     TensorSpec,
+    checksum_of,
 )
 from app.errors import ArtifactError, StartupError
 from app.gate import as_model_input, load_arrays, pass_gate
@@ -59,8 +60,11 @@ def external_data(model: Path) -> list[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """manifest.json, indented for reviewers."""
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    """manifest.json, indented for reviewers, with its own checksum."""
+    blank = "0" * 64
+    content = msgspec.json.encode(msgspec.structs.replace(manifest, checksum=blank))
+    raw = msgspec.json.format(content, indent=2) + b"\n"
+    (folder / MANIFEST).write_bytes(raw.replace(blank.encode(), checksum_of(raw, blank).encode(), 1))
 
 
 def generate_inputs(specs: list[TensorSpec], *, batching: bool, size: int) -> Tensors:

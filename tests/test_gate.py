@@ -106,6 +106,7 @@ def edit(change: Callable[[dict], object]) -> Damage:
 
     def damage(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
+        manifest.pop("checksum", None)
         change(manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
@@ -767,14 +768,16 @@ def test_no_corruption_of_any_file_passes_when_the_digest_is_pinned(good, kind, 
 @pytest.mark.parametrize("kind", ["text", "tensors"])
 @settings(max_examples=200, deadline=None)
 @given(corruption=CORRUPTIONS)
-def test_a_corrupted_manifest_that_passes_unpinned_still_describes_the_same_files(good, kind, corruption):
-    files = json.loads((good[kind] / MANIFEST).read_text())["files"]
-    with corrupted(good[kind] / MANIFEST, corruption):
-        try:
-            model = pass_gate(good[kind])
-        except ArtifactError as error:
-            assert "\n" not in str(error)  # noqa: PT017 - not raising is as good
-        else:
-            listed = model.artifact.manifest.files
-            assert {name: {"sha256": e.sha256, "bytes": e.bytes} for name, e in listed.items()} == files
-            assert model.artifact.manifest.model_file == "model.onnx"
+def test_no_corruption_of_the_manifest_passes_without_a_pin_either(good, kind, corruption):
+    with corrupted(good[kind] / MANIFEST, corruption) as changed:
+        if changed:
+            with pytest.raises(ArtifactError) as caught:
+                pass_gate(good[kind])
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "tensors"])
+def test_a_manifest_without_a_checksum_may_be_edited(good, tmp_path, kind):
+    folder = shutil.copytree(good[kind], tmp_path / "edited")
+    put("version", value="2")(folder)
+    assert pass_gate(folder).artifact.manifest.version == "2"
