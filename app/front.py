@@ -89,7 +89,8 @@ def main() -> None:
         front.predictor.close()
 
     app = assemble(settings, front.totals, lifespan)
-    Server(uvicorn_config(app), front.predictor, app.traffic, settings).run_and_exit(listening)
+    # A second signal is the same one, sent by the engine and by who ends all of a service. The engine kills.
+    Server(uvicorn_config(app), front.predictor, app.traffic, settings, insist=False).run_and_exit(listening)
 
 
 if __name__ == "__main__":

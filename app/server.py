@@ -22,6 +22,8 @@ from app.settings import Settings
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
+# For a whole request line and headers, from the first byte or from the connection's start.
+HEAD_SECONDS = 65
 # Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
 BACKLOG = 2048
 MAX_HEAD_BYTES = 64 * 1024
@@ -50,18 +52,33 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, whose parser would take a request line and headers of any size into memory."""
+    """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
 
     _in_head = False
     _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's; the first head is waited for as long as one that follows."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _end_wait(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
+        self._end_wait()
         if self._running is not None:
             # uvicorn tells the newest request alone; the one being answered may have others behind it.
             self._running.disconnected = True
@@ -69,11 +86,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's; ends a connection whose head is beyond MAX_HEAD_BYTES and still goes on."""
+        """As uvicorn's; ends a connection whose head still goes on beyond MAX_HEAD_BYTES or HEAD_SECONDS."""
         self._data = data
         super().data_received(data)
         self._data = b""
         if self._in_head:
+            if self._head_timer is None:
+                self._await_head()
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("Request line and headers too large.")
@@ -118,6 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._in_head = False
+        self._end_wait()
         super().on_headers_complete()
 
 
@@ -146,8 +166,18 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(self, config: uvicorn.Config, predictor: Predictor, traffic: Traffic, settings: Settings) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        predictor: Predictor,
+        traffic: Traffic,
+        settings: Settings,
+        *,
+        insist: bool = True,
+    ) -> None:
+        """insist: whether a second signal stops without waiting."""
         super().__init__(config)
+        self._insist = insist
         self._predictor = predictor
         self._traffic = traffic
         self._delay = settings.drain_delay_seconds
@@ -175,7 +205,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
-        if self._loop is None or self._drain is not None:
+        if self._loop is None or (self._drain is not None and self._insist):
             self.should_exit = self.force_exit = True
             return
         # A signal may interrupt anything, metrics' locks included: only the loop may act on it.

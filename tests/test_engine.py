@@ -142,6 +142,15 @@ def test_a_front_end_that_is_killed_takes_the_server_down_with_an_error_and_with
         assert not any(process.is_running() for process in processes)
 
 
+def test_a_signal_to_all_processes_at_once_is_one_signal() -> None:
+    with ServerProcess(drain_delay_seconds=1).ready() as ending, httpx.Client(base_url=ending.url) as client:
+        assert client.post("/predict", json={"text": TEXTS[0]}).status_code == 200
+        for process in [*fronts(ending), psutil.Process(ending.process.pid)]:
+            process.send_signal(signal.SIGTERM)
+        assert client.post("/predict", json={"text": TEXTS[1]}).status_code == 200
+        assert ending.wait() == 0
+
+
 def test_without_its_engine_no_front_end_stays() -> None:
     with ServerProcess().ready() as dying:
         processes = fronts(dying)
@@ -185,7 +194,7 @@ def test_tensors_travel_too(package, batching: bool) -> None:
     folder = package(mlp)
     manifest = json.loads((folder / "manifest.json").read_text())
     if not batching:
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"batching": False}))
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"batching": False, "checksum": None}))
     with ServerProcess(folder).ready() as tensors:
         described = httpx.get(f"{tensors.url}/v2/models/{manifest['name']}").json()
         (given,) = described["inputs"]

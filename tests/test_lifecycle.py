@@ -295,7 +295,7 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
     turning_server: ServerProcess, pool: ThreadPoolExecutor
 ) -> None:
     server = turning_server
-    running = occupy(server, pool, SLOW)
+    running = occupy(server, pool, 2 * SLOW)
     with connected(server.port, 8) as accepted, connected(server.port, 5) as refused:
         for number, client in enumerate(accepted):
             client.begin(INFER, infer_body(number), part=10_000)
