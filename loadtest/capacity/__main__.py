@@ -102,17 +102,24 @@ async def run(target: Target, options: Options, body: bytes | None, metrics_url:
     try:
         steps = await _closed(client, scraper, options, quiet=quiet)
         opened = await _open(client, scraper, steps, options, quiet=quiet)
+        findings = analysis.find(steps, opened, options, local=target.local)
+        waits = derive.delays(
+            options, *await asyncio.to_thread(start.start_seconds, target, reading, options.start_seconds)
+        )
+        at_trigger = None
+        if findings.objective_rps is not None and findings.open_loop_rps != 0:
+            rate = derive.trigger(findings, options, waits)
+            at_trigger = await open_step(client, scraper, rate, options.max_step_seconds)
+            opened.append(at_trigger)
     finally:
         await client.close()
-    findings = analysis.find(steps, opened, options, local=target.local)
-    seconds, source = await asyncio.to_thread(start.start_seconds, target, reading, options.start_seconds)
     return Report(
         run=_describe(target, started, time.perf_counter() - clock, body, reading),
         options=options,
         steps=steps,
         open_loop=opened,
         findings=findings,
-        derivation=derive.derive(steps, findings, options, derive.delays(options, seconds, source)),
+        derivation=derive.derive(steps, findings, options, waits, at_trigger),
     )
 
 
@@ -154,7 +161,7 @@ async def _open(client: Client, scraper: Scraper, steps: list[Step], options: Op
         for rate in bar:
             bar.set_description_str(f"open loop: {rate:.0f} rps")
             opened.append(await open_step(client, scraper, rate, options.max_step_seconds))
-            if analysis.confirmed(opened, options) is not None:
+            if analysis.confirmed(opened, options):
                 break
     return opened
 

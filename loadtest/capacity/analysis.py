@@ -47,7 +47,7 @@ def find(steps: Sequence[Step], open_loop: Sequence[Step], options: Options, *, 
         open_loop_rps=confirmed(open_loop, options),
         gives_out=cause,
         gives_out_why=why,
-        warnings=warnings(steps, within, options, local=local),
+        warnings=[*warnings(steps, within, options, local=local), *_bursts(open_loop, options)],
     )
 
 
@@ -72,13 +72,24 @@ def _rps_at(by_level: dict[int, Step], in_flight: float) -> float:
 
 
 def confirmed(open_loop: Sequence[Step], options: Options) -> float | None:
-    """The largest offered rate at which arrivals that do not wait were served within the objective."""
+    """The largest offered rate at which arrivals that do not wait were served within the objective; 0 if none was, None
+    if none was tried."""
     rates = [
         step.offered_rps
         for step in open_loop
         if step.offered_rps is not None and step.holds(options.slo_p95_ms, options.allowed_failure_percent / 100)
     ]
-    return max(rates, default=None)
+    return max(rates, default=0.0 if open_loop else None)
+
+
+def _bursts(open_loop: Sequence[Step], options: Options) -> list[str]:
+    if confirmed(open_loop, options) != 0:
+        return []
+    least = min(step.offered_rps or 0.0 for step in open_loop)
+    return [
+        f"No rate of arrivals was within the objective, not even {least:.1f} rps, though waiting clients were: a few "
+        "that arrive at once are refused or late, so no target can hold it."
+    ]
 
 
 def rates_to_try(steps: Sequence[Step], options: Options) -> list[float]:
@@ -86,7 +97,8 @@ def rates_to_try(steps: Sequence[Step], options: Options) -> list[float]:
     curve = Curve.of(steps)
     predicted = largest_rate(curve, options.slo_p95_ms)
     start = min(max(predicted, 0.5 * curve.peak_rps), 0.98 * curve.peak_rps)
-    return [start * share for share in (1.0, 0.93, 0.86, 0.78, 0.68, 0.55)]
+    # The last are for servers that refuse, or collapse, when a few arrive at once.
+    return [start * share for share in (1.0, 0.93, 0.86, 0.78, 0.68, 0.55, 0.42, 0.3, 0.2, 0.1)]
 
 
 def gives_out(by_level: dict[int, Step], within: int | None, *, local: bool) -> tuple[str, str]:

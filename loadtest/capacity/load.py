@@ -144,6 +144,11 @@ class Client:
         self._tasks: set[asyncio.Task[None]] = set()
         self.samples = Samples()
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything sent has been answered."""
+        return self._active == 0 and not any(connection.busy for connection in self._all)
+
     def next_request(self) -> bytes:
         self._sent += 1
         return self._requests[self._sent % len(self._requests)]
@@ -207,13 +212,15 @@ class Client:
         """Poisson arrivals, whatever the server does; returns how many. A latency counts from when the request was due,
         so that a slow server cannot hide behind a client that waits."""
         rng = random.Random(seed)
+        # An answer that comes when others arrive already belongs to those it was sent with.
+        samples = self.samples
         waiting: deque[float] = deque()
         opening = 0
         count = 0
 
         def answered(connection: Connection, status: int) -> None:
             now = time.perf_counter()
-            self.samples.add(now, now - connection.due, status)
+            samples.add(now, now - connection.due, status)
             if not connection.usable:
                 self._all.discard(connection)
                 if waiting:
@@ -231,7 +238,7 @@ class Client:
             except OSError:
                 if waiting:
                     now = time.perf_counter()
-                    self.samples.add(now, now - waiting.popleft(), 0)
+                    samples.add(now, now - waiting.popleft(), 0)
                 return
             finally:
                 opening -= 1

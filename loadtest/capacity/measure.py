@@ -148,6 +148,9 @@ async def closed_step(
 async def open_step(client: Client, scraper: Scraper, rate: float, seconds: float) -> Step:
     """Poisson arrivals at `rate`; those due in the first fifth warm up and are not counted. What is not answered within
     the grace after the last arrival counts as an error, so that a server that cannot follow is seen to fail."""
+    emptied = time.perf_counter()
+    while not client.idle and time.perf_counter() - emptied < seconds:
+        await asyncio.sleep(LOOK_SECONDS / 10)
     samples = client.samples = Samples()
     async with Watch(scraper) as watch:
         started = time.perf_counter()
