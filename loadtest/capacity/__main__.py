@@ -109,7 +109,9 @@ async def run(target: Target, options: Options, body: bytes | None, metrics_url:
         at_trigger = None
         if findings.objective_rps is not None and findings.open_loop_rps != 0:
             rate = derive.trigger(findings, options, waits)
-            at_trigger = await open_step(client, scraper, rate, options.max_step_seconds)
+            with tqdm(disable=quiet, bar_format=f"open loop: {rate:.0f} rps, where scaling must begin"):
+                most = analysis.most_unanswered(steps, options)
+                at_trigger = await open_step(client, scraper, rate, options.max_step_seconds, most)
             opened.append(at_trigger)
     finally:
         await client.close()
@@ -156,11 +158,11 @@ async def _open(client: Client, scraper: Scraper, steps: list[Step], options: Op
     if not any(step.holds(options.slo_p95_ms, options.allowed_failure_percent / 100) for step in steps):
         return []
     opened: list[Step] = []
-    rates = analysis.rates_to_try(steps, options)
+    rates, most = analysis.rates_to_try(steps, options), analysis.most_unanswered(steps, options)
     with tqdm(rates, disable=quiet, bar_format="{desc} {n}/{total}") as bar:
         for rate in bar:
             bar.set_description_str(f"open loop: {rate:.0f} rps")
-            opened.append(await open_step(client, scraper, rate, options.max_step_seconds))
+            opened.append(await open_step(client, scraper, rate, options.max_step_seconds, most))
             if analysis.confirmed(opened, options):
                 break
     return opened

@@ -1,5 +1,6 @@
 """What the steps say: peak, knee, the largest load within the objective, and what gives out first."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -99,6 +100,12 @@ def rates_to_try(steps: Sequence[Step], options: Options) -> list[float]:
     start = min(max(predicted, 0.5 * curve.peak_rps), 0.98 * curve.peak_rps)
     # The last are for servers that refuse, or collapse, when a few arrive at once.
     return [start * share for share in (1.0, 0.93, 0.86, 0.78, 0.68, 0.55, 0.42, 0.3, 0.2, 0.1)]
+
+
+def most_unanswered(steps: Sequence[Step], options: Options) -> float:
+    """So many in flight are far beyond the objective: arrivals that pile up to it have failed."""
+    within, _ = objective(usable(steps), options)
+    return math.inf if within is None else 4.0 * within
 
 
 def gives_out(by_level: dict[int, Step], within: int | None, *, local: bool) -> tuple[str, str]:
