@@ -148,11 +148,13 @@ def test_a_component_for_another_way_to_scale_fails_instead_of_doing_nothing(ove
     assert "sentiment-inference" in built.stderr
 
 
-def test_every_file_names_the_run(tmp_path):
-    component.write(REPORT, tmp_path)
+def test_every_file_names_the_run_and_what_was_wrong_with_it(tmp_path):
+    noted = msgspec.structs.replace(REPORT.findings, warnings=["Other processes used 1.3 CPUs."])
+    component.write(msgspec.structs.replace(REPORT, findings=noted), tmp_path)
     files = list(tmp_path.rglob("*.yaml"))
     assert len(files) == 12
     assert all("run 20260101T000000Z-abcdef" in file.read_text().splitlines()[0] for file in files)
+    assert all("# Note: Other processes used 1.3 CPUs.\n" in file.read_text() for file in files)
 
 
 def test_without_cpu_or_memory_seen_only_what_was_measured_is_set(overlay):

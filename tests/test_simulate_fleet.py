@@ -215,6 +215,17 @@ def test_cpu_as_a_second_metric_scales_where_the_first_does_not(replica):
     assert max(beside.wanted) == 2
 
 
+def test_every_trace_has_its_figure(report, tmp_path, capsys):
+    schema.write(report, tmp_path / "report.json")
+    arguments = [str(tmp_path / "report.json"), "--signals", "inflight", "--out", str(tmp_path / "out")]
+    for name in ("day1", "day2"):
+        (tmp_path / f"{name}.csv").write_text("0,100\n120,150\n")
+        arguments += ["--trace", str(tmp_path / f"{name}.csv")]
+    assert command.main(arguments) == 0
+    figures = {path.stem for path in (tmp_path / "out").glob("trace-*.png")}
+    assert figures == {f"trace-{signal}-{name}" for signal in ("inflight", "cpu") for name in ("day1", "day2")}
+
+
 def test_the_command_refuses_a_report_without_targets(report, tmp_path, capsys):
     schema.write(msgspec.structs.replace(report, derivation=None), tmp_path / "report.json")
     assert command.main([str(tmp_path / "report.json")]) == 2

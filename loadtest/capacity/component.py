@@ -32,6 +32,7 @@ def write(report: Report, folder: Path) -> list[Path]:
             f"Made by `python -m loadtest.capacity`, run {run.id}, against {run.url} on {run.started}.",
             f"Load: {run.load}. Machine: {run.machine}.",
             f"Objective: p95 within {report.options.slo_p95_ms:g} ms. The arithmetic is in that run's report.html.",
+            *(f"Note: {warning}" for warning in report.findings.warnings),
         )
     )
     written = []

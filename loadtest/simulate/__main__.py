@@ -158,8 +158,10 @@ def _write(setup: sweep.Setup, folder: Path, result: Simulation, verdict: list[s
         signal = next(name for name in SIGNALS if name == made.signal)
         for shape in setup.shapes:
             line = sweep.run(setup, signal, made.target, made.min_replicas, shape, made.cpu_target)
-            name = f"trace-{signal}-{re.sub(r'[^a-z]+', '-', shape.name).strip('-')}"
-            figures[name] = plots.timeline(f"component/{signal}, {shape.name}", line, setup.replica.slo_ms)
+            safe = re.sub(r"[^\w.-]+", "-", shape.name).strip("-")
+            figures[f"trace-{signal}-{safe}"] = plots.timeline(
+                f"component/{signal}, {shape.name}", line, setup.replica.slo_ms
+            )
     world = setup.world
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     text = page.render(

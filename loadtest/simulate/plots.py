@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from loadtest.capacity.plots import axes
+from loadtest.capacity.plots import PLAIN, axes
 from loadtest.simulate.fleet import Timeline
 from loadtest.simulate.sweep import Trial
 
@@ -41,4 +41,5 @@ def timeline(name: str, line: Timeline, slo_ms: float) -> Figure:
     latency.plot(line.seconds, line.p95_ms)
     latency.axhline(slo_ms, color="tab:red", linestyle=":")
     latency.set(ylabel="p95, ms", xlabel="seconds", yscale="log")
+    latency.yaxis.set_major_formatter(PLAIN)
     return figure
