@@ -86,6 +86,24 @@ def test_a_step_worse_than_a_heavier_one_is_measured_again_and_the_better_counts
     assert merged[2].repeats == 1
 
 
+def test_company_on_the_machine_is_said_where_it_decides():
+    steps = explored(lambda n: step(n, min(n, 4) / 0.05, cpu_cores=1.0))
+
+    def notes(closed, opened, *, local=True):
+        found = analysis.find(closed, opened, OPTIONS, local=local)
+        return [note for note in found.warnings if "Other processes" in note]
+
+    def beside(each, cores):
+        return msgspec.structs.replace(each, machine_cpu_cores=1.1 + cores, offered_rps=60.0)
+
+    quiet = [beside(each, 0.05) for each in steps]
+    assert not notes(quiet, [quiet[2]])
+    assert not notes([beside(steps[0], 0.9), *quiet[1:]], [quiet[2]])
+    assert "up to 0.9 CPUs" in notes([beside(each, 0.9) for each in steps], [])[0]
+    assert f"1 of {len(steps) + 1} steps" in notes(quiet, [beside(steps[2], 0.9)])[0]
+    assert not notes(quiet, [beside(steps[2], 0.9)], local=False)
+
+
 def test_exploring_ends_when_even_one_request_is_refused():
     assert explore.next_in_flight([step(1, 10, refused=5000)], OPTIONS) is None
 

@@ -168,7 +168,8 @@ def test_a_batch_server_is_measured_within_ten_percent(reports):
 def test_a_server_that_collapses_is_measured_at_its_best_and_the_target_stays_away_from_the_cliff(reports):
     report = reports["collapsing"]
     assert report.findings.peak_rps == pytest.approx(8 / 0.05, rel=0.1)
-    assert report.findings.peak_in_flight <= 16
+    # When the eight in service end together, twelve of twenty are left: no more than `healthy`.
+    assert report.findings.peak_in_flight <= 20
     assert report.findings.knee_in_flight <= 8 * 1.1
     assert report.derivation.target_in_flight <= 8
 
