@@ -14,9 +14,9 @@ from contextlib import suppress
 from math import inf
 
 from app.deadlines import Deadlines
-from app.errors import RunFailed, TooManyRows, Unavailable
+from app.errors import RunFailed, Unavailable
 from app.rowqueue import Row, RowQueue, Unit
-from app.ticket import Limits, Ran, Ticket, describe
+from app.ticket import Limits, Ran, Ticket, Waiting, describe
 
 Run = Callable[[Sequence[object]], Sequence[object]]
 # Share of a new measurement in the running tokens-per-second estimate.
@@ -96,26 +96,11 @@ class Batcher:
         wait too long."""
         if self._closed:
             raise Unavailable("shutting down", "draining", close=True)
-        limits, waiting = self._limits, self._queue.rows
-        if rows > limits.queue_rows:
-            raise TooManyRows(f"{rows} rows: the queue holds at most {limits.queue_rows}; send fewer per request")
-        # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
-        if not waiting:
-            return
-        wait = self.wait_seconds()
-        if waiting + rows > limits.queue_rows or wait > limits.max_wait_seconds:
-            raise Unavailable("queue full", "queue_full", wait)
-        wait = self.wait_seconds(tokens)
-        if wait > deadline - time.monotonic():
-            raise Unavailable("would not be answered before its deadline", "late", wait)
+        self.waiting().admit(self._limits, rows, tokens, deadline)
 
-    def wait_seconds(self, cost: int = 0) -> float:
-        """Estimated time until `cost` more tokens would be answered: queued tokens ÷ measured tokens per second."""
-        return (self._queue.tokens + cost) / (self._rate * self._limits.runners)
-
-    @property
-    def queue_rows(self) -> int:
-        return self._queue.rows
+    def waiting(self) -> Waiting:
+        """What is in the queue, and the measured speed."""
+        return Waiting(self._queue.rows, self._queue.tokens, self._rate * self._limits.runners)
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: a runner died, or one has been in a run for too long."""

@@ -6,15 +6,14 @@ The server runs it in a thread before `/ready` answers 200; `python -m model.ver
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.artifact import MANIFEST, Artifact, read_artifact, verify_files
+from app.artifact import MANIFEST, read_artifact, verify_files
 from app.errors import ArtifactError
+from app.model import Model
 from app.session import BATCH_LIMITS, Session
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import DATATYPES, Array, Tensors
@@ -24,25 +23,6 @@ if TYPE_CHECKING:
 
 
 MEASURED_RUNS = 3
-
-
-@dataclass(slots=True)
-class Model:
-    """A model that passed the gate, and what the gate learned about it. Times in seconds."""
-
-    artifact: Artifact
-    session: Session
-    task: TextTask | TensorTask
-    batch_rows: int
-    batch_tokens: int
-    tokens_per_second: float = 1.0
-    overhead_tokens: float = inf
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    golden_error: float = 0.0
-
-    def run(self, payloads: Sequence[Any]) -> list[Any]:
-        """One batch, from payloads to results: the function that the batcher calls in its threads."""
-        return self.task.split(payloads, self.session.run(self.task.assemble(payloads)))
 
 
 def pass_gate(
@@ -137,7 +117,7 @@ def _warm_tensors(model: Model) -> None:
         _measure(model, units, units)
     results: list[Tensors] = [model.run([unit.payload])[0] for unit in units]
     found = task.join(results)
-    for name in model.session.output_names:
+    for name in found:
         if name not in outputs:
             raise ArtifactError(f"{path}: expected an array output.{name}, found {sorted(arrays)}")
         _compare(model, f"output {name!r} of {path.name}", outputs[name], found[name])

@@ -16,12 +16,13 @@ from app.artifact import TensorSpec
 from app.edge import Handler
 from app.errors import BadRequest, Invalid
 from app.exchange import Answer, Exchange
-from app.gate import Model
+from app.model import Model
 from app.oip_codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
-from app.predictor import Predictor
+from app.predictor import Predictor, Statistics
 from app.routes import decode_json, describe, path_parameters, refuse_compressed, timing_headers
 from app.task import TextTask
 from app.tensors import DTYPES, Tensors
+from app.totals import Totals
 
 SERVER_NAME = "sentiment-inference"
 JSON = "application/json"
@@ -64,9 +65,9 @@ def configuration(model: Model, queue_rows: int, runners: int) -> dict[str, Any]
     }
 
 
-def statistics_of(predictor: Predictor, model: Model) -> dict[str, Any]:
+def statistics_of(totals: Statistics, model: Model) -> dict[str, Any]:
     """Totals since start as Triton's statistics extension words them; times in nanoseconds."""
-    totals, manifest = predictor.statistics, model.artifact.manifest
+    manifest = model.artifact.manifest
 
     def entry(count: int, seconds: float) -> dict[str, int]:
         return {"count": count, "ns": int(seconds * 1e9)}
@@ -150,7 +151,7 @@ def infer_handler(predictor: Predictor) -> Handler:
     return infer
 
 
-def protocol_router(predictor: Predictor, infer: Handler) -> APIRouter:
+def protocol_router(predictor: Predictor, totals: Totals, infer: Handler) -> APIRouter:
     """Routes under /v2 that answer from `predictor`, and the documentation of `infer`."""
     router = APIRouter(prefix="/v2")
     unavailable: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the body says why"}}
@@ -197,13 +198,13 @@ def protocol_router(predictor: Predictor, infer: Handler) -> APIRouter:
 
     async def stats(request: Request) -> JSONResponse:
         """Statistics since start."""
-        return JSONResponse({"model_stats": [statistics_of(predictor, model_of(request))]})
+        return JSONResponse({"model_stats": [statistics_of(await totals.statistics(), model_of(request))]})
 
     # Before the routes with a name in them, which it would match as well.
     @router.get("/models/stats", responses=unavailable)
     async def all_stats() -> JSONResponse:
         """Statistics of every model, that is, of the one there is."""
-        return JSONResponse({"model_stats": [statistics_of(predictor, predictor.loaded())]})
+        return JSONResponse({"model_stats": [statistics_of(await totals.statistics(), predictor.loaded())]})
 
     failures: dict[int | str, dict[str, Any]] = {404: {"description": "Unknown model or version"}, **unavailable}
     for path in ("/models/{model_name}", "/models/{model_name}/versions/{model_version}"):

@@ -5,13 +5,15 @@ Knows nothing of HTTP. Also the one place that knows what stage the service is i
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from math import inf
+from typing import Protocol, cast
 
 from app import metrics as m
 from app.batcher import Batcher
 from app.errors import NotFound, Unavailable
-from app.gate import Model
+from app.model import Model
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import Array, Tensors
 from app.ticket import Limits, Ran, Ticket
@@ -55,8 +57,24 @@ class Prediction:
     probabilities: Array
 
 
+class Batching(Protocol):
+    """What a predictor needs of a batcher, in this process or in another; see `app.batcher.Batcher`."""
+
+    def submit(self, units: Sequence[Encoded], deadline: float) -> Ticket:
+        """Queues one request's units."""
+
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+        """Raises what `submit` would."""
+
+    def stuck(self) -> str | None:
+        """Why no progress can be made, or None."""
+
+    def close(self) -> None:
+        """Fails what still waits."""
+
+
 class Predictor:
-    """Created before the model is there; `serve` gives it one. `stage` says what it is at until then."""
+    """Created before the model is there; `serve` or `use` gives it one. `stage` says what it is at until then."""
 
     def __init__(self, metrics: m.Metrics) -> None:
         self._stage = "verifying"
@@ -64,7 +82,7 @@ class Predictor:
         self.leaving = False
         self.draining = False
         self.model: Model | None = None
-        self._batcher: Batcher | None = None
+        self._batcher: Batching | None = None
         self._metrics = metrics
         self.statistics = Statistics()
         self.limits: Limits | None = None
@@ -82,22 +100,27 @@ class Predictor:
     def ready(self) -> bool:
         return self.stage == "ready"
 
-    def serve(self, model: Model, limits: Limits) -> None:
+    def serve(self, model: Model, limits: Limits) -> Batcher | None:
         """Starts the runners and answers from now on, unless leaving. Call on the event loop."""
         if self.leaving:
-            return
+            return None
         batcher = Batcher(model.run, limits, model.tokens_per_second, self._observe)
         batcher.start()
-        self.model, self._batcher, self.limits = model, batcher, limits
         manifest = model.artifact.manifest
         info = (manifest.name, manifest.version, model.artifact.digest, model.session.provider, manifest.precision)
         self._metrics.info.labels(*info).set(1)
         self._metrics.runners.set(limits.runners)
-        self._metrics.watch_queue(lambda: batcher.queue_rows)
+        self._metrics.watch_queue(lambda: batcher.waiting().rows)
         for stage, seconds in model.stage_seconds.items():
             self._metrics.load.labels(stage).set(seconds)
         self._metrics.ready.set(1)
+        self.use(model, limits, batcher)
         self.stage = "ready"
+        return batcher
+
+    def use(self, model: Model, limits: Limits, batcher: Batching) -> None:
+        """Answers through `batcher` from when `stage` is "ready"."""
+        self.model, self._batcher, self.limits = model, batcher, limits
 
     def leave(self) -> None:
         """Not ready from now on, but whoever comes all the same is answered."""
@@ -151,7 +174,7 @@ class Predictor:
             raise NotFound(f"unknown version; this server has {manifest.name!r} version {manifest.version!r}")
         return model
 
-    def _serving(self) -> Batcher:
+    def _serving(self) -> Batching:
         self.loaded()
         assert self._batcher is not None
         return self._batcher

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from app.edge import Handler
 from app.errors import STATUSES, BadRequest, Invalid, UnsupportedMedia
 from app.exchange import Answer, Exchange, json_answer
-from app.metrics import Metrics
 from app.predictor import Prediction, Predictor
+from app.totals import Totals
 
 T = TypeVar("T")
 
@@ -159,7 +159,7 @@ def service_handlers(predictor: Predictor) -> dict[str, Handler]:
     return {"/predict": predict, "/predict/batch": predict_batch}
 
 
-def service_router(predictor: Predictor, metrics: Metrics, handlers: dict[str, Handler]) -> APIRouter:
+def service_router(predictor: Predictor, totals: Totals, handlers: dict[str, Handler]) -> APIRouter:
     """Health and metrics, and the documentation of `handlers`."""
     router = APIRouter()
     describe(router, "/predict", handlers["/predict"], PredictRequest, PredictResponse)
@@ -182,6 +182,6 @@ def service_router(predictor: Predictor, metrics: Metrics, handlers: dict[str, H
     @router.get("/metrics")
     async def scrape() -> Response:
         """Prometheus text."""
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await totals.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

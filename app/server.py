@@ -25,11 +25,22 @@ MAX_HEAD_BYTES = 64 * 1024
 SWITCH_SECONDS = 0.0005
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError naming the address if it cannot be had."""
+def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
+    """Listening sockets, all on one address; the kernel deals connections out to several of them.
+
+    Raises ConfigError naming the address if it cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # The address must be nobody else's, which those that share it would not notice.
+        first = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if count == 1:
+            return [first]
+        address = first.getsockname()
+        first.close()
+        return [
+            socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=True) for _ in range(count)
+        ]
     except OSError as error:
         raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {error.strerror}") from None
 

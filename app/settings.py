@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     drain_delay_seconds: float = Field(0, ge=0, le=3600, description="after SIGTERM, before new requests are refused")
     drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
     runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")
+    http_processes: int = Field(1, ge=1, le=64, description="processes for HTTP; beyond 1, beside one for the model")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -6,6 +6,7 @@ Knows nothing of queues or HTTP. A row's length is its cost beside a padded neig
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,7 @@ class TensorTask:
         for name, spec in self.inputs.items():
             _check_shape(spec, tensors[name].shape)
         if not self.batching:
-            return [Encoded(tensors, 1, 1, key=object())]
+            return [Encoded(tensors, 1, 1, key=uuid4().bytes)]
         sizes = {array.shape[0] for array in tensors.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise Invalid(f"inputs: expected the same first dimension of at least 1 in all, found {sorted(sizes)}")

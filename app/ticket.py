@@ -1,11 +1,11 @@
-"""What the batcher and its users hand each other: its limits, a request's ticket, the account of a run."""
+"""What the batcher and its users hand each other: limits and admission, a request's ticket, the account of a run."""
 
 import asyncio
 import time
 from dataclasses import dataclass
 from math import inf
 
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, TooManyRows, Unavailable
 from app.rowqueue import Row
 
 
@@ -21,6 +21,34 @@ class Limits:
     runner_timeout_seconds: float = 30.0
     overhead_tokens: float = inf
     max_wait_seconds: float = inf
+
+
+@dataclass(slots=True)
+class Waiting:
+    """What waits for a runner, and the runners' speed together."""
+
+    rows: int
+    tokens: int
+    tokens_per_second: float
+
+    def wait_seconds(self, cost: int = 0) -> float:
+        """Estimated time until `cost` more tokens would be answered."""
+        return (self.tokens + cost) / self.tokens_per_second
+
+    def admit(self, limits: Limits, rows: int, tokens: int, deadline: float) -> None:
+        """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
+        wait too long."""
+        if rows > limits.queue_rows:
+            raise TooManyRows(f"{rows} rows: the queue holds at most {limits.queue_rows}; send fewer per request")
+        # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
+        if not self.rows:
+            return
+        wait = self.wait_seconds()
+        if self.rows + rows > limits.queue_rows or wait > limits.max_wait_seconds:
+            raise Unavailable("queue full", "queue_full", wait)
+        wait = self.wait_seconds(tokens)
+        if wait > deadline - time.monotonic():
+            raise Unavailable("would not be answered before its deadline", "late", wait)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
+from app.model import Model
 from app.settings import cpu_quota
 from app.task import TextTask
 from loadtest.texts import sentences

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.errors import StartupError
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
+from app.model import Model, Runs
 from app.session import Session
 from app.task import TextTask
 from model.corpus import evaluation_sets
@@ -51,7 +52,7 @@ def accuracies(model: Model, data: Path) -> dict[str, dict[str, float]]:
     return result
 
 
-def rows_per_second(sessions: dict[str, Session], length: int) -> dict[str, float]:
+def rows_per_second(sessions: dict[str, Runs], length: int) -> dict[str, float]:
     """Median over rounds of each session's speed at `ROWS` rows of `length` tokens, one thread, taken in turns so that
     a noisy machine disturbs all alike."""
     ids = np.random.default_rng(0).integers(1000, 20000, (ROWS, length))

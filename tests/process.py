@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 
@@ -19,10 +20,13 @@ START_SECONDS = 60
 class ServerProcess:
     """`python -m app` with the given settings, as a context manager; `logs()` and `errors()` have what it wrote."""
 
+    # Settings of every server that does not say otherwise.
+    defaults: ClassVar[dict[str, object]] = {}
+
     def __init__(self, model_dir: Path = BUNDLED, **settings: object) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
         chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
-        chosen |= {f"APP_{name.upper()}": str(value) for name, value in settings.items()}
+        chosen |= {f"APP_{name.upper()}": str(value) for name, value in (self.defaults | settings).items()}
         # Closed with the process, in __exit__.
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
@@ -82,6 +86,15 @@ class ServerProcess:
         """Its JSON log lines so far; a line half-written is left out."""
         lines = self.output().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def request_log(self, request_id: str) -> dict:
+        """The one line of a request; it is written after the answer, so it may take a moment."""
+        while True:
+            lines = [line for line in self.logs() if line.get("request_id") == request_id]
+            if lines:
+                assert len(lines) == 1, lines
+                return lines[0]
+            self._still_running()
 
     def errors(self) -> str:
         """All of standard error so far."""

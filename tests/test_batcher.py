@@ -211,11 +211,11 @@ class Interleaving:
 
     async def submit(self, units: list[Unit], *, to_expire: bool) -> None:
         rows, limit = sum(unit.rows for unit in units), self.limits["queue_rows"]
-        waiting = self.batcher.queue_rows
+        waiting = self.batcher.waiting().rows
         if waiting + rows > limit:
             with pytest.raises(TooManyRows if rows > limit else Unavailable):
                 self.batcher.submit(units, later())
-            assert self.batcher.queue_rows == waiting
+            assert self.batcher.waiting().rows == waiting
             return
         ticket = self.batcher.submit(units, later(0.001 if to_expire else HOUR))
         request = Sent(units, ticket, to_expire=to_expire)
@@ -246,7 +246,7 @@ class Interleaving:
         else:
             await self.submit(argument, to_expire=what != "submit")
         await self.settle()
-        assert self.batcher.queue_rows <= self.limits["queue_rows"]
+        assert self.batcher.waiting().rows <= self.limits["queue_rows"]
 
     def check_outcomes(self, *, closed: bool) -> None:
         for request in self.sent:
@@ -312,10 +312,10 @@ def test_every_request_ends_once_with_its_own_results_or_the_right_error_under_a
                 await asyncio.wait([request.ticket.future for request in books.sent], timeout=PATIENCE_SECONDS)
             books.check_outcomes(closed=close)
             if not close:
-                await until(lambda: batcher.queue_rows == 0)
+                await until(lambda: batcher.waiting().rows == 0)
                 assert batcher.stuck() is None
         books.check_runs()
-        assert batcher.queue_rows == 0
+        assert batcher.waiting().rows == 0
 
     asyncio.run(scenario())
 
@@ -348,7 +348,7 @@ async def test_a_crowd_of_requests_over_several_runners_loses_and_mixes_nothing(
 
     async with running(instant, runners=4, batch_rows=8, queue_rows=64) as batcher:
         await asyncio.gather(*[client(batcher) for _ in range(30)])
-        await until(lambda: batcher.queue_rows == 0)
+        await until(lambda: batcher.waiting().rows == 0)
         assert batcher.stuck() is None
     assert min(outcomes["answered"], outcomes["failed"], outcomes["cancelled"]) > 0, outcomes
 
@@ -383,7 +383,7 @@ async def test_a_free_runner_takes_what_is_queued_at_once() -> None:
     async with running(model, runners=2) as batcher:
         tickets = [batcher.submit([unit], later()) for unit in (Unit(key="a"), Unit(key="b"))]
         await until(lambda: model.held == 2)
-        assert batcher.queue_rows == 0
+        assert batcher.waiting().rows == 0
         model.open()
         await asyncio.gather(*map(result, tickets))
 
@@ -529,12 +529,12 @@ async def test_the_queue_is_empty_again_when_all_that_waited_were_given_up() -> 
     async with running(model) as batcher:
         (held,) = await hold(batcher, model)
         tickets = [batcher.submit([Unit()], later()) for _ in range(10)]
-        assert batcher.queue_rows == 10
+        assert batcher.waiting().rows == 10
         for ticket in tickets:
             ticket.future.cancel()
         model.open()
         await result(held)
-        await until(lambda: batcher.queue_rows == 0)
+        await until(lambda: batcher.waiting().rows == 0)
     assert len(model.runs) == 1
 
 
@@ -548,7 +548,7 @@ async def test_a_request_that_waits_beyond_its_deadline_ends_then_and_is_not_run
             await result(ticket)
         model.open()
         await result(held)
-        await until(lambda: batcher.queue_rows == 0)
+        await until(lambda: batcher.waiting().rows == 0)
     assert late not in model.units()
 
 
@@ -585,7 +585,7 @@ async def test_more_rows_than_the_queue_can_ever_hold_are_refused_for_good() -> 
     async with running(instant, queue_rows=5) as batcher:
         with pytest.raises(TooManyRows, match=r"6 rows.* at most 5"):
             batcher.submit([Unit(rows=3), Unit(rows=3)], later())
-        assert batcher.queue_rows == 0
+        assert batcher.waiting().rows == 0
         units = [Unit(rows=3), Unit(rows=2)]
         assert await result(batcher.submit(units, later())) == answers(units)
 
@@ -599,7 +599,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             batcher.submit([Unit(), Unit()], later())
         assert caught.value.reason == "queue_full"
         assert caught.value.retry_after_seconds == 12, "12 tokens wait, at 1 token per second"
-        assert batcher.queue_rows == 4, "all rows of a request or none"
+        assert batcher.waiting().rows == 4, "all rows of a request or none"
         batcher.submit([Unit()], later())
 
 
@@ -620,7 +620,7 @@ async def test_several_runners_shorten_the_expected_wait() -> None:
     async with running(model, tokens_per_second=10.0, runners=2) as batcher:
         await hold(batcher, model, runners=2)
         batcher.submit([Unit(length=50)], later())
-        assert batcher.wait_seconds(50) == 5
+        assert batcher.waiting().wait_seconds(50) == 5
         batcher.submit([Unit(length=50)], later(9))
 
 
@@ -632,10 +632,10 @@ async def test_with_nobody_waiting_a_request_is_tried_whatever_the_estimate_says
 
 async def test_finished_runs_correct_the_estimate() -> None:
     async with running(instant, tokens_per_second=1e-9) as batcher:
-        before = batcher.wait_seconds(1000)
+        before = batcher.waiting().wait_seconds(1000)
         for _ in range(5):
             await result(batcher.submit([Unit(length=100)], later()))
-        assert batcher.wait_seconds(1000) < before / 1e6
+        assert batcher.waiting().wait_seconds(1000) < before / 1e6
 
 
 # --- batch delay ------------------------------------------------------------------------------------------------------
@@ -731,7 +731,7 @@ async def test_closing_fails_what_waits_and_answers_what_runs() -> None:
         model.open()
         assert len(await result(held)) == 1
     assert len(model.runs) == 1
-    assert batcher.queue_rows == 0
+    assert batcher.waiting().rows == 0
 
 
 async def test_after_closing_nothing_is_accepted() -> None:

@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from app.edge import Traffic
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
 from app.main import create_app
+from app.model import Model
 from app.settings import Settings
 from app.task import Encoded, TextTask
 from app.ticket import Limits

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import app.main
+import app.ending
 from app.errors import StartupError
 from app.main import create_app
 from app.settings import Settings
@@ -156,8 +156,9 @@ def test_the_exit_code_survives_another_way_of_serving(settings, code, says):
 SERVE_WITH_LOG = """
 import sys
 from pathlib import Path
+import app.ending
 import app.main
-app.main.TERMINATION_LOG = Path(sys.argv[1])
+app.ending.TERMINATION_LOG = Path(sys.argv[1])
 app.main.main()
 """
 
@@ -195,14 +196,14 @@ def test_a_termination_log_that_cannot_be_written_changes_nothing_else(tmp_path)
 
 
 def test_the_termination_log_is_where_kubernetes_reads_it():
-    assert Path("/dev/termination-log") == app.main.TERMINATION_LOG
+    assert Path("/dev/termination-log") == app.ending.TERMINATION_LOG
 
 
 async def test_a_gate_that_fails_in_a_way_nobody_foresaw_ends_the_process_too(monkeypatch, good):
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody\nforesaw this")
 
-    monkeypatch.setattr("app.main.pass_gate", fail)
+    monkeypatch.setattr("app.opening.pass_gate", fail)
     reasons: list[StartupError] = []
     ended = asyncio.Event()
 

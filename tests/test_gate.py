@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from app.artifact import MANIFEST
 from app.errors import ArtifactError, ProviderError
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
+from app.model import Model
 from app.task import Encoded
 from model.package import file_entry, package_tensors, package_text
 from tests import onnx_models

@@ -12,7 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from app.artifact import MANIFEST
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
+from app.model import Model
 from app.task import TextTask
 from model.export import main as export
 from model.graph import BLOCK, EPSILON, WEIGHT_LIMIT, Scales, Shape, Weights, activations, build, weights_of

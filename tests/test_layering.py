@@ -10,16 +10,19 @@ from tests.process import ROOT
 # Each module may import from the rows below its own, never from its own row or above.
 LAYERS = [
     {"__main__"},
-    {"main"},
-    {"oip", "server"},
+    {"main", "front"},
+    {"engine"},
+    {"service", "server", "opening", "remote"},
+    {"oip"},
     {"routes"},
     {"edge"},
-    {"exchange"},
-    {"predictor"},
-    {"gate"},
+    {"exchange", "link"},
+    {"totals"},
+    {"predictor", "gate"},
+    {"model"},
     {"task", "session"},
     {"artifact", "batcher", "oip_codec", "gpu"},
-    {"settings", "metrics", "logs", "ticket"},
+    {"settings", "metrics", "logs", "ticket", "ending"},
     {"errors", "tensors", "rowqueue", "deadlines"},
     {"__init__"},
 ]
@@ -82,10 +85,10 @@ def test_a_module_imports_only_from_the_layers_below_it(path):
     ("allowed", "libraries"),
     [
         ({"session"}, {"onnxruntime"}),
-        ({"main", "server", "routes", "oip", "edge", "exchange"}, WEB),
+        ({"main", "service", "server", "engine", "routes", "oip", "edge", "exchange"}, WEB),
         ({"task"}, {"tokenizers"}),
         ({"settings"}, {"pydantic", "pydantic_settings"}),
-        ({"metrics", "gpu", "routes"}, {"prometheus_client"}),
+        ({"metrics", "gpu", "totals"}, {"prometheus_client"}),
         ({"gpu"}, {"pynvml"}),
         ({"logs"}, {"structlog", "logging"}),
     ],
@@ -154,6 +157,13 @@ def test_the_server_needs_nothing_from_the_models_tools():
 def test_serving_packaging_and_verifying_need_no_training_library(start):
     for path in reachable(ROOT / start):
         assert packages(path) & TRAINING == set(), path
+
+
+def test_a_front_end_does_not_load_the_model_runtime():
+    """It would take memory and time in each of them."""
+    loaded = {path.stem for path in MODULES if "onnxruntime" in packages(path)}
+    assert loaded == {"session"}
+    assert "session" not in {path.stem for path in reachable(ROOT / "app" / "front.py")}
 
 
 def test_nothing_runs_when_a_module_is_imported():

@@ -250,7 +250,7 @@ def test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run(
     server = turning_server
     left = server.metric("inference_requests_total", route="/v2/models/infer", code="499")
     rows = server.metric("inference_batch_rows_sum")
-    running = occupy(server, pool, SLOW)
+    running = occupy(server, pool, 2 * SLOW)
     with connected(server.port, 5) as clients:
         for client in clients:
             client.begin(INFER, infer_body(QUICK), part=10_000)

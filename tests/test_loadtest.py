@@ -92,6 +92,7 @@ def report():
     load = {
         "requests_per_second": 95.0,
         "server_cpu_ms_per_request": 2.0,
+        "engine_cpu_ms_per_request": 2.0,
         "p50_ms": 10.0,
         "p99_ms": 20.0,
         "goodput_250ms_per_second": 95.0,
@@ -105,7 +106,7 @@ def report():
         "ceiling_before": ceiling,
         "ceiling_after": ceiling,
         "floor": {1: {**load, "p50_ms": 1.0}, 64: {**load, "requests_per_second": 1000.0}},
-        "free_model": {**load, "requests_per_second": 500.0},
+        "free_model": {1: {**load, "requests_per_second": 500.0}, 2: load},
         "closed": dict.fromkeys(bench.CONNECTIONS, load),
         "open": dict.fromkeys(bench.OVERLOADS, load),
         "open_100": {2.0: load},

@@ -16,8 +16,9 @@ import structlog
 from tokenizers import Tokenizer
 
 from app import logs
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
 from app.main import create_app
+from app.model import Model
 from app.settings import Settings
 from app.task import Encoded, TextTask
 from app.ticket import Limits
@@ -82,7 +83,7 @@ def test_each_inference_request_is_one_line_of_json_with_all_its_fields(server: 
     for number, (path, route, content, rows, count) in enumerate(sent):
         response = httpx.post(f"{server.url}{path}", json=content, headers={"x-request-id": f"each-{number}"})
         assert response.status_code == 200
-        (line,) = [line for line in server.logs() if line.get("request_id") == f"each-{number}"]
+        line = server.request_log(f"each-{number}")
         assert set(line) >= FIELDS
         assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", route, 200)
         assert (line["rows"], line["tokens"], line["body_bytes"]) == (rows, count, len(response.request.content))
@@ -113,14 +114,14 @@ def test_a_refused_request_is_logged_with_its_status_and_the_kind_of_error(
     name = f"refused-{status}-{len(content)}"
     response = httpx.post(f"{server.url}/predict", content=content, headers=headers | {"x-request-id": name})
     assert response.status_code == status
-    (line,) = [line for line in server.logs() if line.get("request_id") == name]
+    line = server.request_log(name)
     assert line["status"] == status
     assert re.fullmatch("[A-Za-z]+", line["error"])
 
 
 def test_a_generated_request_id_is_in_the_log_and_in_the_response(server: ServerProcess) -> None:
     response = httpx.post(f"{server.url}/predict", json={"text": "which one was it?"})
-    (line,) = [line for line in server.logs() if line.get("request_id") == response.headers["x-request-id"]]
+    line = server.request_log(response.headers["x-request-id"])
     assert line["event"] == "request"
 
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.artifact import MANIFEST
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
+from app.model import Model
 from app.task import TensorTask, TextTask
 from model.package import main
 from tests import onnx_models

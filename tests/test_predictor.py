@@ -16,8 +16,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRows, Unavailable
-from app.gate import Model, pass_gate
+from app.gate import pass_gate
 from app.metrics import Metrics
+from app.model import Model
 from app.predictor import MAX_INLINE_CHARACTERS, Predictor, Usage
 from app.task import Encoded, TextTask
 from app.ticket import Limits
