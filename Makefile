@@ -45,9 +45,10 @@ format: $(VENV)/dev ## rewrite files in the project's style
 bench: $(VENV)/dev ## this server beside its ceiling, its floor and a plain script, in one run (about 4 minutes)
 	$(BIN)/python -m loadtest.bench
 
+OUT ?= capacity
 load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target that follows, and its proof (under 10 minutes)
-	$(BIN)/python -m loadtest.capacity $(ARGS)
-	$(BIN)/python -m loadtest.simulate capacity/report.json
+	$(BIN)/python -m loadtest.capacity --out $(OUT) $(ARGS)
+	$(BIN)/python -m loadtest.simulate $(OUT)/report.json --out $(OUT)/simulation
 
 profile: $(VENV)/dev ## where the CPU time of one request goes
 	$(BIN)/python -m loadtest.budget

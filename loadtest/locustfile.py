@@ -27,7 +27,7 @@ from loadtest.texts import MIX, mixed
 log = logging.getLogger("loadtest")
 
 TEXTS = 2000
-# Requests of each kind, as shares of arrivals and of users.
+# Requests of each kind, as shares of arrivals and of users: fewer than ten users send fewer kinds.
 KINDS = {"single": 8, "batch": 1, "oip": 1}
 JSON = {"Content-Type": "application/json"}
 # An arrival sent later than this has waited for the client, not for the server.

@@ -86,6 +86,24 @@ def test_a_step_worse_than_a_heavier_one_is_measured_again_and_the_better_counts
     assert merged[2].repeats == 1
 
 
+def test_company_on_the_machine_is_said_where_it_decides():
+    steps = explored(lambda n: step(n, min(n, 4) / 0.05, cpu_cores=1.0))
+
+    def notes(closed, opened, *, local=True):
+        found = analysis.find(closed, opened, OPTIONS, local=local)
+        return [note for note in found.warnings if "Other processes" in note]
+
+    def beside(each, cores):
+        return msgspec.structs.replace(each, machine_cpu_cores=1.1 + cores, offered_rps=60.0)
+
+    quiet = [beside(each, 0.05) for each in steps]
+    assert not notes(quiet, [quiet[2]])
+    assert not notes([beside(steps[0], 0.9), *quiet[1:]], [quiet[2]])
+    assert "up to 0.9 CPUs" in notes([beside(each, 0.9) for each in steps], [])[0]
+    assert f"1 of {len(steps) + 1} steps" in notes(quiet, [beside(steps[2], 0.9)])[0]
+    assert not notes(quiet, [beside(steps[2], 0.9)], local=False)
+
+
 def test_exploring_ends_when_even_one_request_is_refused():
     assert explore.next_in_flight([step(1, 10, refused=5000)], OPTIONS) is None
 
@@ -121,8 +139,38 @@ def test_the_arithmetic_by_hand():
     assert [line.result for line in derived.lines[:3]] == ["180.0 rps", "50.0 s", "× 1.645"]
 
 
+def test_in_flight_as_the_server_counts_it_at_that_rate_lowers_the_target_and_never_raises_it():
+    steps = explored(fixed(10, 0.05))
+    found, waits = analysis.find(steps, [], OPTIONS, local=False), [Delay("all of it", 50.0, "test")]
+
+    def with_(**server):
+        at_trigger = msgspec.structs.replace(step(9.0, 109.45), loop="open", server=ServerSide(**server))
+        return derive.derive(steps, found, OPTIONS, waits, at_trigger)
+
+    # 109.45 rps × 50 ms are 5.47 in flight, and some wait: the model says 5.5.
+    modelled = derive.derive(steps, found, OPTIONS, waits).target_in_flight
+    assert modelled == 5.0
+    assert with_(in_flight=4.4).target_in_flight == 4.0
+    assert with_(in_flight=7.0).target_in_flight == modelled
+    assert with_().target_in_flight == modelled  # the client's 9.0
+    assert "4.40 counted by the server" in with_(in_flight=4.4).lines[4].arithmetic
+
+
 def test_without_a_load_within_the_objective_there_is_no_target():
     assert targets(fixed(4, 0.5)) is None
+
+
+def test_when_no_rate_of_arrivals_holds_there_is_no_target_and_the_report_says_why():
+    steps = explored(fixed(4, 0.05))
+    late = [msgspec.structs.replace(step(9, rate, p95_ms=900), loop="open", offered_rps=rate) for rate in (70.0, 7.0)]
+    found = analysis.find(steps, late, OPTIONS, local=False)
+    assert found.objective_in_flight is not None
+    assert found.open_loop_rps == 0
+    assert any("not even 7.0 rps" in warning for warning in found.warnings)
+    assert derive.derive(steps, found, OPTIONS, NO_WAIT) is None
+    holding = msgspec.structs.replace(late[1], p95_ms=Estimate(60.0, 0.0))
+    found = analysis.find(steps, [late[0], holding], OPTIONS, local=False)
+    assert derive.limit(found)[0] == 7.0
 
 
 def test_one_exponential_server_is_the_textbook_queue():
@@ -177,17 +225,21 @@ def test_too_few_answers_are_never_stable():
 
 def test_metrics_of_two_readings_become_what_happened_between():
     before = scrape.parse(
-        "process_cpu_seconds_total 10\ninference_batch_rows_sum 0\ninference_batch_rows_count 0\n", 100.0
+        "process_cpu_seconds_total 10\ninference_batch_rows_sum 0\ninference_batch_rows_count 0\n"
+        'inference_request_duration_seconds_sum{route="a"} 1\n',
+        100.0,
     )
     text = (
         "process_cpu_seconds_total 13\nprocess_resident_memory_bytes 5e7\ninference_batch_rows_sum 40\n"
         'inference_batch_rows_count 10\ninference_tokens_total{kind="real"} 75\n'
+        'inference_request_duration_seconds_sum{route="a"} 6\ninference_requests_in_flight 9\n'
         'inference_tokens_total{kind="padding"} 25\ninference_runners 2\ninference_runner_busy_seconds_total 3\n'
     )
     server = scrape.between(before, [], scrape.parse(text, 102.0))
     assert server.cpu_cores == 1.5
     assert server.memory_bytes == 5e7
     assert server.batch_rows == 4
+    assert server.in_flight == 2.5  # five seconds spent in two, whatever the gauge says at the end
     assert server.padding_share == 0.25
     assert server.runner_busy_share == 0.75
     assert server.queue_wait_ms is None

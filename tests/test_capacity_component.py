@@ -1,16 +1,19 @@
 """The generated Kustomize components, built by the real kubectl with overlays that scale in each way."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from loadtest.capacity import component
 from loadtest.capacity.schema import Derivation, Findings, Options, Report, Run
 from tests.process import ROOT
+from tests.test_k8s_build import VERSIONS, canonical, check
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 
@@ -145,11 +148,13 @@ def test_a_component_for_another_way_to_scale_fails_instead_of_doing_nothing(ove
     assert "sentiment-inference" in built.stderr
 
 
-def test_every_file_names_the_run(tmp_path):
-    component.write(REPORT, tmp_path)
+def test_every_file_names_the_run_and_what_was_wrong_with_it(tmp_path):
+    noted = msgspec.structs.replace(REPORT.findings, warnings=["Other processes used 1.3 CPUs."])
+    component.write(msgspec.structs.replace(REPORT, findings=noted), tmp_path)
     files = list(tmp_path.rglob("*.yaml"))
     assert len(files) == 12
     assert all("run 20260101T000000Z-abcdef" in file.read_text().splitlines()[0] for file in files)
+    assert all("# Note: Other processes used 1.3 CPUs.\n" in file.read_text() for file in files)
 
 
 def test_without_cpu_or_memory_seen_only_what_was_measured_is_set(overlay):
@@ -193,3 +198,68 @@ def test_each_stands_on_the_projects_own_base(tmp_path, name, components):
     assert built.returncode == 0, built.stderr
     assert "capacity-run: 20260101T000000Z-abcdef" in built.stdout
     assert "1900m" in built.stdout
+
+
+README = (ROOT / "k8s" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Objects of k8s/README's commands, run as they stand there, with another overlay or list of components."""
+    folder = tmp_path_factory.mktemp("tree")
+    shutil.copytree(ROOT / "k8s", folder / "k8s")
+    component.write(REPORT, folder / "capacity" / "component")
+    (block,) = [text for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "k8s/measured" in text]
+    # What follows needs a cluster.
+    script = block[: block.index("kubectl diff")]
+
+    def run(name: str, components: str, pool: str = "cpu") -> list[dict]:
+        assert components in README
+        text = script.replace("component/inflight", f"component/{name}").replace("overlays/cpu", f"overlays/{pool}")
+        text = text.replace("[../components/autoscale-inflight, inflight]", components)
+        text = text.replace("sentiment-inference\n", f"sentiment-inference{'-gpu' if pool == 'gpu' else ''}\n", 1)
+        done = subprocess.run(["sh", "-e"], input=text, cwd=folder, capture_output=True, text=True, check=False)
+        shutil.rmtree(folder / "k8s" / "measured")
+        assert done.returncode == 0, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "components", "pool"),
+    [
+        ("cpu", "[cpu]", "cpu"),
+        ("inflight", "[../components/autoscale-inflight, inflight]", "cpu"),
+        ("keda", "[../components/autoscale-keda, keda]", "cpu"),
+        ("inflight", "[inflight]", "gpu"),
+        ("keda", "[../components/autoscale-keda, keda]", "gpu"),
+    ],
+)
+def test_the_readme_puts_it_on_an_overlay_and_only_what_was_measured_changes(measured, name, components, pool):
+    objects = measured(name, components, pool)
+    scaler = next(each for each in objects if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"))
+    suffix = "Count" if name == "keda" else "s"
+    # Not the overlay's own.
+    assert (scaler["spec"][f"minReplica{suffix}"], scaler["spec"][f"maxReplica{suffix}"]) == (4, 40)
+    assert scaler["metadata"]["annotations"] == {component.ANNOTATION: REPORT.run.id}
+    text = yaml.safe_dump(scaler["spec"])
+    assert {"cpu": "averageUtilization: 64", "inflight": "averageValue: 2900m", "keda": "threshold: '2.9'"}[
+        name
+    ] in text
+    namespaces = {each["metadata"].get("namespace") for each in objects if each["kind"] != "Namespace"}
+    assert namespaces == {f"sentiment-inference{'-gpu' if pool == 'gpu' else ''}"}
+    for each in objects:
+        for version in VERSIONS:
+            check(canonical(each), version)
+
+
+def test_bounds_that_are_guesses_say_so_and_measured_ones_do_not(tmp_path):
+    component.write(REPORT, tmp_path / "guessed")
+    options = Options(base_rps=100.0, peak_rps=900.0)
+    component.write(msgspec.structs.replace(REPORT, options=options), tmp_path / "given")
+    for file in ("cpu/hpa.yaml", "keda/scaledobject.yaml"):
+        guessed = (tmp_path / "guessed" / file).read_text()
+        assert "A guess: --base-rps was not given" in guessed
+        assert "A guess: --peak-rps was not given" in guessed
+        assert "guess" not in (tmp_path / "given" / file).read_text()

@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from loadtest.capacity import __main__ as command
-from loadtest.capacity.load import Target
+from loadtest.capacity.load import Client, Target
+from loadtest.capacity.measure import Rules, closed_step, open_step
 from loadtest.capacity.schema import Options
+from loadtest.capacity.scrape import Scraper
 
 QUICK = Options(slo_p95_ms=150, max_in_flight=32, min_step_seconds=0.5, max_step_seconds=1.0, start_seconds=1.0)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -132,6 +134,7 @@ def reports():
             "batching": measured(batching(rows=8, seconds=0.04)),
             "collapsing": measured(collapsing(servers=8, seconds=0.05, healthy=12)),
             "refusing": measured(refusing(servers=4, seconds=0.05, admitted=8)),
+            "bursts": measured(refusing(servers=6, seconds=0.025, admitted=6), max_in_flight=8),
             "too slow": measured(fixed(servers=2, seconds=0.05), slo_p95_ms=20.0),
         }
         return dict(zip(runs, await asyncio.gather(*runs.values()), strict=True))
@@ -165,7 +168,8 @@ def test_a_batch_server_is_measured_within_ten_percent(reports):
 def test_a_server_that_collapses_is_measured_at_its_best_and_the_target_stays_away_from_the_cliff(reports):
     report = reports["collapsing"]
     assert report.findings.peak_rps == pytest.approx(8 / 0.05, rel=0.1)
-    assert report.findings.peak_in_flight <= 16
+    # When the eight in service end together, twelve of twenty are left: no more than `healthy`.
+    assert report.findings.peak_in_flight <= 20
     assert report.findings.knee_in_flight <= 8 * 1.1
     assert report.derivation.target_in_flight <= 8
 
@@ -182,3 +186,37 @@ def test_a_server_that_is_too_slow_alone_gets_no_target(reports):
     assert report.derivation is None
     assert report.findings.objective_in_flight is None
     assert report.findings.peak_rps == pytest.approx(2 / 0.05, rel=0.1)
+
+
+def test_arrivals_that_come_in_bursts_lower_the_rate_until_it_holds(reports):
+    # 240 rps while six clients wait for each other; of arrivals at 240 × 0.55 rps one in twenty finds six there.
+    report = reports["bursts"]
+    assert report.findings.objective_rps == pytest.approx(6 / 0.025, rel=0.1)
+    assert 0 < report.findings.open_loop_rps < 0.55 * report.findings.objective_rps
+    assert 0 < report.derivation.target_rps < report.findings.open_loop_rps
+
+
+async def test_answers_of_one_load_do_not_count_for_the_next():
+    async with serving(fixed(servers=8, seconds=0.2)) as url:
+        target = Target.of(url)
+        client, scraper = Client(target, [target.post(b"{}")]), Scraper(None, url)
+        await closed_step(client, scraper, 8, Rules(0.05, 0.5, 0.5), lambda _: None)
+        client.hold(0)
+        step = await open_step(client, scraper, 10.0, 1.0)
+        await client.close()
+    assert step.errors == 0
+    assert len(client.samples.finished) <= 20  # without the eight that were under way
+
+
+async def test_a_load_that_piles_up_ends_at_once_and_has_failed():
+    async def never():
+        await asyncio.Event().wait()
+
+    async with serving(never) as url:
+        target = Target.of(url)
+        client = Client(target, [target.post(b"{}")])
+        step = await open_step(client, Scraper(None, url), 200.0, 60.0, 10.0)
+        await client.close()
+    assert step.requests == 0
+    assert 100 < step.errors < 200  # half a second's
+    assert not step.holds(1e9, 0.01)

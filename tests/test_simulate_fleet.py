@@ -96,7 +96,7 @@ def test_the_hpa_sees_pending_pods_as_ignored_and_started_ones_without_a_sample_
     fleet.resize(1.0, 5)
     assert fleet.pods(2.0, "inflight").ignored == 3
     assert fleet.pods(12.0, "inflight").missing == 3
-    assert fleet.pods(12.0, "cpu").ignored == 3
+    assert fleet.pods(12.0, "cpu").missing == 3
     fleet.serve(17.0, 100.0, 1.0)
     fleet.scrape(17.0, "inflight", 1.0)
     seen = fleet.pods(17.0, "inflight")
@@ -197,8 +197,33 @@ def test_the_command_picks_the_cheapest_that_holds_and_draws_it(report, tmp_path
     assert result.best in holding
     assert result.best.replica_hours == min(trial.replica_hours for trial in holding)
     assert {trial.signal for trial in result.trials} == {"inflight", "cpu", "queue"}
-    assert (tmp_path / "out" / "simulation.html").read_text().count("<svg") == 2
-    assert "derived target holds" in capsys.readouterr().out
+    assert (tmp_path / "out" / "simulation.html").read_text().count("<svg") == 3
+    # The HPAs as the generated components have them: in flight with CPU beside it, and CPU alone.
+    assert [(each.signal, each.cpu_target is None) for each in result.generated] == [("inflight", False), ("cpu", True)]
+    said = capsys.readouterr().out
+    assert "component/inflight holds" in said
+    assert "component/cpu holds" in said
+
+
+def test_cpu_as_a_second_metric_scales_where_the_first_does_not(replica):
+    # 90 rps on one Pod are 0.9 of its CPU request; the in-flight target is far away.
+    alone, beside = (
+        simulate(replica, Autoscaler(1, 9, 500.0), WORLD, lambda _: 90.0, 300, cpu_target=target)
+        for target in (None, 0.5)
+    )
+    assert max(alone.wanted) == 1
+    assert max(beside.wanted) == 2
+
+
+def test_every_trace_has_its_figure(report, tmp_path, capsys):
+    schema.write(report, tmp_path / "report.json")
+    arguments = [str(tmp_path / "report.json"), "--signals", "inflight", "--out", str(tmp_path / "out")]
+    for name in ("day1", "day2"):
+        (tmp_path / f"{name}.csv").write_text("0,100\n120,150\n")
+        arguments += ["--trace", str(tmp_path / f"{name}.csv")]
+    assert command.main(arguments) == 0
+    figures = {path.stem for path in (tmp_path / "out").glob("trace-*.png")}
+    assert figures == {f"trace-{signal}-{name}" for signal in ("inflight", "cpu") for name in ("day1", "day2")}
 
 
 def test_the_command_refuses_a_report_without_targets(report, tmp_path, capsys):

@@ -1,8 +1,20 @@
 """The HPA's decisions, worked out by hand from the documented algorithm."""
 
 import pytest
+import yaml
 
-from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Policy, Rules, recommend
+from loadtest.simulate.hpa import (
+    DEPLOYED,
+    Autoscaler,
+    Behavior,
+    Metric,
+    Pods,
+    Policy,
+    Rules,
+    recommend,
+    recommend_largest,
+)
+from tests.process import ROOT
 
 FAST_DOWN = Rules(0.0, (Policy("Percent", 100, 15),))
 
@@ -143,3 +155,49 @@ def test_bounds_come_last_and_at_once():
     assert hpa.sync(30, 5, Pods([99.0] * 5)) == 5
     floor = Autoscaler(3, 5, target=10, behavior=Behavior(down=FAST_DOWN))
     assert floor.sync(0, 4, Pods([0.0] * 4)) == 3
+
+
+def test_utilisation_is_in_whole_percent_cut_off():
+    # 0.779 of the request is 77 %; 77/70 = 1.10 is within the tolerance. As a plain metric 0.779/0.7 = 1.113 is not.
+    assert recommend(10, Pods([0.779] * 10), 0.7, cpu=True) == 10
+    assert recommend(10, Pods([0.779] * 10), 0.7) == 12
+
+
+def test_the_largest_answer_of_several_metrics_counts():
+    metrics = [Metric(10, Pods([20.0] * 3)), Metric(0.5, Pods([0.9] * 3), cpu=True), Metric(10, Pods([1.0] * 3))]
+    assert recommend_largest(3, metrics) == 6  # 6, 5.4 and 0.3
+    assert Autoscaler(1, 100, 10).sync(0, 3, metrics[0].pods, metrics[1:]) == 6
+
+
+def test_a_metric_that_cannot_be_had_forbids_to_scale_down_but_not_up():
+    gone = Metric(0.5, Pods([], missing=3), cpu=True)
+    assert recommend_largest(3, [Metric(10, Pods([20.0] * 3)), gone]) == 6
+    assert recommend_largest(3, [Metric(10, Pods([2.0] * 3)), gone]) is None
+    assert recommend_largest(3, [gone]) is None
+    fast = Behavior(down=FAST_DOWN)
+    assert Autoscaler(1, 100, 10, fast).sync(0, 3, Pods([2.0] * 3), [gone]) == 3
+
+
+def test_an_hpa_that_has_just_started_holds_what_it_finds_for_the_window():
+    # What there is counts as recommended at the first sync: a restarted controller does not scale down at once.
+    hpa = Autoscaler(1, 100, target=10)
+    assert hpa.sync(0, 4, Pods([2.0] * 4)) == 4
+    assert hpa.sync(285, 4, Pods([2.0] * 4)) == 4
+    assert hpa.sync(300, 4, Pods([2.0] * 4)) == 1
+
+
+def test_a_sync_without_metrics_recommends_nothing():
+    # Recommended: 8 at 0, nothing at 15, 2 at 300. Had 15 counted as the 8 there were, 300 would stay at 8.
+    hpa = Autoscaler(1, 100, target=10, behavior=Behavior(down=Rules(300, (Policy("Percent", 100, 15),))))
+    assert hpa.sync(0, 8, Pods([10.0] * 8)) == 8
+    assert hpa.sync(15, 8, Pods([], missing=8)) == 8
+    assert hpa.sync(300, 8, Pods([2.0] * 8)) == 2
+
+
+def test_what_is_simulated_is_the_behaviour_that_is_deployed():
+    behavior = yaml.safe_load((ROOT / "k8s" / "base" / "hpa.yaml").read_text())["spec"]["behavior"]
+    for said, rules in ((behavior["scaleUp"], DEPLOYED.up), (behavior["scaleDown"], DEPLOYED.down)):
+        assert said["stabilizationWindowSeconds"] == rules.stabilization_seconds
+        assert said["selectPolicy"] == rules.select
+        policies = [(each["type"], each["value"], each["periodSeconds"]) for each in said["policies"]]
+        assert policies == [(each.type, each.value, each.period_seconds) for each in rules.policies]

@@ -18,6 +18,7 @@ import uvloop
 from tqdm import tqdm
 
 from loadtest.capacity import analysis, derive, explore, report, start
+from loadtest.capacity.explore import MAX_REPEATS
 from loadtest.capacity.load import Client, Target, TargetError
 from loadtest.capacity.measure import Rules, closed_step, open_step
 from loadtest.capacity.schema import Options, Report, Run, Step
@@ -101,18 +102,28 @@ async def run(target: Target, options: Options, body: bytes | None, metrics_url:
     client = Client(target, [target.post(each) for each in bodies])
     try:
         steps = await _closed(client, scraper, options, quiet=quiet)
-        opened = await _open(client, scraper, steps, options, quiet=quiet)
+        opened = await _open(client, scraper, steps, options, local=target.local, quiet=quiet)
+        findings = analysis.find(steps, opened, options, local=target.local)
+        waits = derive.delays(
+            options, *await asyncio.to_thread(start.start_seconds, target, reading, options.start_seconds)
+        )
+        at_trigger = None
+        if findings.objective_rps is not None and findings.open_loop_rps != 0:
+            rate = derive.trigger(findings, options, waits)
+            with tqdm(disable=quiet, bar_format=f"open loop: {rate:.0f} rps, where scaling must begin"):
+                most = analysis.most_unanswered(steps, options)
+                at_trigger = await open_step(client, scraper, rate, options.max_step_seconds, most)
+            opened.append(at_trigger)
+            findings = analysis.find(steps, opened, options, local=target.local)  # its notes are about that load too
     finally:
         await client.close()
-    findings = analysis.find(steps, opened, options, local=target.local)
-    seconds, source = await asyncio.to_thread(start.start_seconds, target, reading, options.start_seconds)
     return Report(
         run=_describe(target, started, time.perf_counter() - clock, body, reading),
         options=options,
         steps=steps,
         open_loop=opened,
         findings=findings,
-        derivation=derive.derive(steps, findings, options, derive.delays(options, seconds, source)),
+        derivation=derive.derive(steps, findings, options, waits, at_trigger),
     )
 
 
@@ -144,18 +155,26 @@ async def _closed(client: Client, scraper: Scraper, options: Options, *, quiet: 
     return list(analysis.usable(steps).values())
 
 
-async def _open(client: Client, scraper: Scraper, steps: list[Step], options: Options, *, quiet: bool) -> list[Step]:
-    """Arrivals that do not wait, from the largest rate that the model promises downwards until one holds."""
+async def _open(
+    client: Client, scraper: Scraper, steps: list[Step], options: Options, *, local: bool, quiet: bool
+) -> list[Step]:
+    """Arrivals that do not wait, from the largest rate that the model promises downwards until one holds. A rate that
+    failed while something else was busy gets another chance."""
     if not any(step.holds(options.slo_p95_ms, options.allowed_failure_percent / 100) for step in steps):
         return []
     opened: list[Step] = []
-    rates = analysis.rates_to_try(steps, options)
+    rates, most = analysis.rates_to_try(steps, options), analysis.most_unanswered(steps, options)
+    chances = MAX_REPEATS
     with tqdm(rates, disable=quiet, bar_format="{desc} {n}/{total}") as bar:
         for rate in bar:
             bar.set_description_str(f"open loop: {rate:.0f} rps")
-            opened.append(await open_step(client, scraper, rate, options.max_step_seconds))
-            if analysis.confirmed(opened, options) is not None:
-                break
+            while True:
+                opened.append(await open_step(client, scraper, rate, options.max_step_seconds, most))
+                if analysis.confirmed(opened, options):
+                    return opened
+                if not (local and analysis.disturbed(opened[-1])) or chances == 0:
+                    break
+                chances -= 1
     return opened
 
 

@@ -1,5 +1,6 @@
 """What the steps say: peak, knee, the largest load within the objective, and what gives out first."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -47,7 +48,7 @@ def find(steps: Sequence[Step], open_loop: Sequence[Step], options: Options, *, 
         open_loop_rps=confirmed(open_loop, options),
         gives_out=cause,
         gives_out_why=why,
-        warnings=warnings(steps, within, options, local=local),
+        warnings=warnings(steps, open_loop, within, options, local=local),
     )
 
 
@@ -72,13 +73,24 @@ def _rps_at(by_level: dict[int, Step], in_flight: float) -> float:
 
 
 def confirmed(open_loop: Sequence[Step], options: Options) -> float | None:
-    """The largest offered rate at which arrivals that do not wait were served within the objective."""
+    """The largest offered rate at which arrivals that do not wait were served within the objective; 0 if none was, None
+    if none was tried."""
     rates = [
         step.offered_rps
         for step in open_loop
         if step.offered_rps is not None and step.holds(options.slo_p95_ms, options.allowed_failure_percent / 100)
     ]
-    return max(rates, default=None)
+    return max(rates, default=0.0 if open_loop else None)
+
+
+def _bursts(open_loop: Sequence[Step], options: Options) -> list[str]:
+    if confirmed(open_loop, options) != 0:
+        return []
+    least = min(step.offered_rps or 0.0 for step in open_loop)
+    return [
+        f"No rate of arrivals was within the objective, not even {least:.1f} rps, though waiting clients were: a few "
+        "that arrive at once are refused or late, so no target can hold it."
+    ]
 
 
 def rates_to_try(steps: Sequence[Step], options: Options) -> list[float]:
@@ -86,7 +98,14 @@ def rates_to_try(steps: Sequence[Step], options: Options) -> list[float]:
     curve = Curve.of(steps)
     predicted = largest_rate(curve, options.slo_p95_ms)
     start = min(max(predicted, 0.5 * curve.peak_rps), 0.98 * curve.peak_rps)
-    return [start * share for share in (1.0, 0.93, 0.86, 0.78, 0.68, 0.55)]
+    # The last are for servers that refuse, or collapse, when a few arrive at once.
+    return [start * share for share in (1.0, 0.93, 0.86, 0.78, 0.68, 0.55, 0.42, 0.3, 0.2, 0.1)]
+
+
+def most_unanswered(steps: Sequence[Step], options: Options) -> float:
+    """So many in flight are far beyond the objective: arrivals that pile up to it have failed."""
+    within, _ = objective(usable(steps), options)
+    return math.inf if within is None else 4.0 * within
 
 
 def gives_out(by_level: dict[int, Step], within: int | None, *, local: bool) -> tuple[str, str]:
@@ -115,17 +134,34 @@ def gives_out(by_level: dict[int, Step], within: int | None, *, local: bool) -> 
     )
 
 
-def _others(steps: Sequence[Step]) -> float:
-    """CPUs that neither client nor server used, in the middle one of the steps where that can be told."""
-    rest = sorted(
-        step.machine_cpu_cores - step.client_cpu_share - step.server.cpu_cores
-        for step in steps
-        if step.machine_cpu_cores is not None and step.server.cpu_cores is not None
-    )
-    return rest[len(rest) // 2] if rest else 0.0
+def others_cores(step: Step) -> float:
+    """CPUs of this machine that neither client nor server used; 0 where that cannot be told."""
+    if step.machine_cpu_cores is None or step.server.cpu_cores is None:
+        return 0.0
+    return step.machine_cpu_cores - step.client_cpu_share - step.server.cpu_cores
 
 
-def warnings(steps: Sequence[Step], within: int | None, options: Options, *, local: bool) -> list[str]:
+def disturbed(step: Step) -> bool:
+    """Whether other processes took from a server on this machine."""
+    return others_cores(step) > OTHERS_CORES
+
+
+def _company(steps: Sequence[Step], open_loop: Sequence[Step]) -> list[str]:
+    """A few of the closed loop's steps do no harm, but each of the open loop's decides."""
+    everything = [*steps, *open_loop]
+    found = [step for step in everything if disturbed(step)]
+    if len(found) <= len(everything) / 10 and not any(disturbed(step) for step in open_loop):
+        return []
+    most = max(others_cores(step) for step in found)
+    return [
+        f"Other processes used up to {most:.1f} CPUs of this machine during {len(found)} of {len(everything)} steps: "
+        "measure again when it is quiet."
+    ]
+
+
+def warnings(
+    steps: Sequence[Step], open_loop: Sequence[Step], within: int | None, options: Options, *, local: bool
+) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = []
     busy = max(step.client_cpu_share for step in steps)
@@ -133,11 +169,7 @@ def warnings(steps: Sequence[Step], within: int | None, options: Options, *, loc
         found.append(f"The client used up to {busy:.0%} of a CPU; run it from more or other machines.")
     if local:
         found.append("Client and server shared this machine: a replica with its CPUs to itself carries more.")
-    others = _others(steps) if local else 0.0
-    if others > OTHERS_CORES:
-        found.append(
-            f"Other processes used {others:.1f} CPUs of this machine meanwhile: measure again when it is quiet."
-        )
+        found += _company(steps, open_loop)
     unstable = [f"{step.in_flight:.0f}" for step in steps if not step.stable]
     if unstable:
         found.append(f"Not stable within the time for a step, at in-flight {', '.join(unstable)}: see the intervals.")
@@ -148,4 +180,4 @@ def warnings(steps: Sequence[Step], within: int | None, options: Options, *, loc
         found.append(f"p95 is over {options.slo_p95_ms:g} ms even with one request in flight: no target can hold it.")
     elif within >= options.max_in_flight:
         found.append(f"The objective held up to --max-in-flight {options.max_in_flight}: the limit was not found.")
-    return found
+    return [*found, *_bursts(open_loop, options)]

@@ -6,7 +6,7 @@ the Deployment's resources too: a target belongs to the size of Pod that it was 
 
 from pathlib import Path
 
-from loadtest.capacity.schema import Derivation, Report
+from loadtest.capacity.schema import Derivation, Options, Report
 
 NAME = "sentiment-inference"
 METRIC = "inference_requests_in_flight"
@@ -32,14 +32,15 @@ def write(report: Report, folder: Path) -> list[Path]:
             f"Made by `python -m loadtest.capacity`, run {run.id}, against {run.url} on {run.started}.",
             f"Load: {run.load}. Machine: {run.machine}.",
             f"Objective: p95 within {report.options.slo_p95_ms:g} ms. The arithmetic is in that run's report.html.",
+            *(f"Note: {warning}" for warning in report.findings.warnings),
         )
     )
     written = []
     hpa = {"cpu": _cpu_metric(targets), "inflight": _in_flight_metric(targets)}
     for name, metric in hpa.items():
         if metric is not None:
-            written.append(_component(folder / name, comment, targets, ("hpa.yaml", _hpa(run.id, targets)), metric))
-    scaled = ("scaledobject.yaml", _keda(run.id, targets))
+            written.append(_component(folder / name, comment, targets, ("hpa.yaml", _hpa(report, targets)), metric))
+    scaled = ("scaledobject.yaml", _keda(report, targets))
     return [*written, _component(folder / "keda", comment, targets, scaled, _threshold(targets))]
 
 
@@ -64,19 +65,28 @@ def _component(folder: Path, comment: str, targets: Derivation, bounds: tuple[st
     return folder
 
 
-def _hpa(run_id: str, targets: Derivation) -> str:
+def _bound(name: str, value: int, given: float | None, option: str) -> str:
+    return f"  {name}: {value}\n" if given is not None else f"  # A guess: {option} was not given.\n  {name}: {value}\n"
+
+
+def _bounds(suffix: str, targets: Derivation, options: Options) -> str:
+    least = _bound(f"minReplica{suffix}", targets.min_replicas, options.base_rps, "--base-rps")
+    return least + _bound(f"maxReplica{suffix}", targets.max_replicas, options.peak_rps, "--peak-rps")
+
+
+def _hpa(report: Report, targets: Derivation) -> str:
     return (
         f"apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata:\n  name: {NAME}\n"
-        f'  annotations:\n    {ANNOTATION}: "{run_id}"\n'
-        f"spec:\n  minReplicas: {targets.min_replicas}\n  maxReplicas: {targets.max_replicas}\n"
+        f'  annotations:\n    {ANNOTATION}: "{report.run.id}"\n'
+        f"spec:\n{_bounds('s', targets, report.options)}"
     )
 
 
-def _keda(run_id: str, targets: Derivation) -> str:
+def _keda(report: Report, targets: Derivation) -> str:
     return (
         f"apiVersion: keda.sh/v1alpha1\nkind: ScaledObject\nmetadata:\n  name: {NAME}\n"
-        f'  annotations:\n    {ANNOTATION}: "{run_id}"\n'
-        f"spec:\n  minReplicaCount: {targets.min_replicas}\n  maxReplicaCount: {targets.max_replicas}\n"
+        f'  annotations:\n    {ANNOTATION}: "{report.run.id}"\n'
+        f"spec:\n{_bounds('Count', targets, report.options)}"
     )
 
 
@@ -95,14 +105,18 @@ def _cpu_metric(targets: Derivation) -> str | None:
     return None if targets.target_cpu_percent is None else WHOLE_LIST + _cpu_entry(targets.target_cpu_percent)
 
 
+def second_cpu_percent(percent: int) -> int:
+    """CPU's target where it is the second metric: a tenth above its own."""
+    return min(95, round(percent * 1.1))
+
+
 def _in_flight_metric(targets: Derivation) -> str:
     text = (
         f"{WHOLE_LIST}    - type: Pods\n      pods:\n        metric: {{name: {METRIC}}}\n"
         f'        target: {{type: AverageValue, averageValue: "{quantity(targets.target_in_flight)}"}}\n'
     )
     if targets.target_cpu_percent is not None:
-        # A tenth above CPU's own target.
-        text += _cpu_entry(min(95, round(targets.target_cpu_percent * 1.1)))
+        text += _cpu_entry(second_cpu_percent(targets.target_cpu_percent))
     return text
 
 

@@ -9,8 +9,8 @@ from loadtest.capacity.schema import Delay, Derivation, Findings, Line, Options,
 
 # The HPA does nothing while the metric is within this share of the target (kube-controller-manager's default).
 TOLERANCE = 0.1
-# The HPA's default scale-up policies: twice the replicas, or four more, in each 15 s.
-POLICY_FACTOR, POLICY_SECONDS = 2.0, 15.0
+# The scale-up policies of k8s/base/hpa.yaml: twice the replicas, or four more, in each 30 s.
+POLICY_FACTOR, POLICY_SECONDS = 2.0, 30.0
 # Never aim nearer to the limit than this, however slowly traffic grows: a measurement is not better.
 MARGIN = 0.9
 
@@ -28,9 +28,26 @@ def delays(options: Options, start_seconds: float, start_source: str) -> list[De
     ]
 
 
-def derive(steps: Sequence[Step], findings: Findings, options: Options, waits: list[Delay]) -> Derivation | None:
-    """Targets; None if no load is within the objective."""
-    if findings.objective_rps is None:
+def limit(findings: Findings) -> tuple[float, str]:
+    """The rate within the objective, and how it is known. Of findings with an objective that holds."""
+    assert findings.objective_rps is not None
+    held = findings.open_loop_rps or MARGIN * findings.objective_rps
+    how = "measured with open-loop arrivals" if findings.open_loop_rps else f"as {MARGIN:g} × closed loop"
+    return min(findings.objective_rps, held), f"min({findings.objective_rps:.1f} closed loop, {held:.1f} {how})"
+
+
+def trigger(findings: Findings, options: Options, waits: list[Delay]) -> float:
+    """The rate at which scaling must begin, so that traffic may grow until new replicas help."""
+    growth = (1 + options.growth_percent_per_second / 100) ** sum(wait.seconds for wait in waits)
+    rate = limit(findings)[0]
+    return min(rate / growth, MARGIN * rate)
+
+
+def derive(
+    steps: Sequence[Step], findings: Findings, options: Options, waits: list[Delay], at_trigger: Step | None = None
+) -> Derivation | None:
+    """Targets; None if no load is within the objective. `at_trigger`: open-loop arrivals at the rate of `trigger`."""
+    if findings.objective_rps is None or findings.open_loop_rps == 0:
         return None
     lines: list[Line] = []
 
@@ -38,38 +55,34 @@ def derive(steps: Sequence[Step], findings: Findings, options: Options, waits: l
         lines.append(Line(what, arithmetic, result))
 
     curve = Curve.of(steps)
-    held = findings.open_loop_rps or MARGIN * findings.objective_rps
-    how = "measured with open-loop arrivals" if findings.open_loop_rps else f"as {MARGIN:g} × closed loop"
-    limit_rps = min(findings.objective_rps, held)
-    line(
-        "Rate within the objective, one replica",
-        f"min({findings.objective_rps:.1f} closed loop, {held:.1f} {how})",
-        f"{limit_rps:.1f} rps",
-    )
+    limit_rps, how = limit(findings)
+    line("Rate within the objective, one replica", how, f"{limit_rps:.1f} rps")
 
     reaction = sum(wait.seconds for wait in waits)
-    line("Time until a new replica helps", " + ".join(f"{w.seconds:g}" for w in waits), f"{reaction:.1f} s")
+    line("Time until a new replica helps", " + ".join(f"{w.seconds:.4g}" for w in waits), f"{reaction:.1f} s")
     growth = (1 + options.growth_percent_per_second / 100) ** reaction
     line("Growth meanwhile", f"(1 + {options.growth_percent_per_second:g}/100)^{reaction:.1f}", f"× {growth:.3f}")
-    trigger = min(limit_rps / growth, MARGIN * limit_rps)
+    trigger_rps = trigger(findings, options, waits)
     line(
         "Rate at which scaling must begin",
         f"min({limit_rps:.1f} / {growth:.3f}, {MARGIN:g} × {limit_rps:.1f})",
-        f"{trigger:.1f} rps",
+        f"{trigger_rps:.1f} rps",
     )
 
-    state = steady(curve, trigger, options.slo_p95_ms)
-    # The knee caps it: beyond, in-flight says how long the queue is, and no longer how much traffic there is.
-    at_trigger = min(state.in_flight, findings.knee_in_flight)
-    line(
-        "In flight at that rate",
-        f"min(E[k] of p(k) ∝ Π {trigger:.1f} / X(j) = {state.in_flight:.2f}, knee {findings.knee_in_flight:.2f})",
-        f"{at_trigger:.2f}",
-    )
-    in_flight = _floor_nice(at_trigger / (1 + TOLERANCE))
-    line("In-flight target", f"{at_trigger:.2f} / (1 + tolerance {TOLERANCE:g}), rounded down", f"{in_flight:g}")
-    target_rps = trigger / (1 + TOLERANCE)
-    line("Rate target", f"{trigger:.1f} / (1 + {TOLERANCE:g})", f"{target_rps:.1f} rps")
+    state = steady(curve, trigger_rps, options.slo_p95_ms)
+    # The least of what is known, so that scaling never begins too late. The knee caps it: beyond, in-flight says how
+    # long the queue is, and no longer how much traffic there is.
+    known = [
+        (state.in_flight, f"E[k] of p(k) ∝ Π {trigger_rps:.1f} / X(j) = {state.in_flight:.2f}"),
+        *_measured(at_trigger),
+        (findings.knee_in_flight, f"knee {findings.knee_in_flight:.2f}"),
+    ]
+    least = min(value for value, _ in known)
+    line("In flight at that rate", f"min({', '.join(text for _, text in known)})", f"{least:.2f}")
+    in_flight = _floor_nice(least / (1 + TOLERANCE))
+    line("In-flight target", f"{least:.2f} / (1 + tolerance {TOLERANCE:g}), rounded down", f"{in_flight:g}")
+    target_rps = trigger_rps / (1 + TOLERANCE)
+    line("Rate target", f"{trigger_rps:.1f} / (1 + {TOLERANCE:g})", f"{target_rps:.1f} rps")
 
     request, cpu_limit, cpu_percent = sizes.cpu(steps, limit_rps, target_rps, line)
     memory_request, memory_limit = sizes.memory(steps, line)
@@ -78,7 +91,7 @@ def derive(steps: Sequence[Step], findings: Findings, options: Options, waits: l
         delays=waits,
         reaction_seconds=reaction,
         growth_factor=growth,
-        trigger_rps=trigger,
+        trigger_rps=trigger_rps,
         target_rps=target_rps,
         target_in_flight=in_flight,
         target_queue_wait_ms=sizes.at_rate(steps, target_rps, lambda step: step.server.queue_wait_ms),
@@ -94,6 +107,15 @@ def derive(steps: Sequence[Step], findings: Findings, options: Options, waits: l
     )
 
 
+def _measured(at_trigger: Step | None) -> list[tuple[float, str]]:
+    """What was in flight with arrivals at that rate: as the server counts, because that is what an HPA reads."""
+    if at_trigger is None or at_trigger.requests == 0:
+        return []
+    told = at_trigger.server.in_flight
+    value, by = (at_trigger.in_flight, "client") if told is None else (told, "server")
+    return [(value, f"{value:.2f} counted by the {by} with open-loop arrivals")]
+
+
 def _floor_nice(value: float) -> float:
     """Rounded down to what a manifest may say: whole above 10, tenths above 1, hundredths below."""
     scale = 1.0 if value >= 10 else 10.0 if value >= 1 else 100.0
@@ -105,7 +127,7 @@ def _notes(options: Options, growth: float, in_flight: float) -> list[str]:
     in_a_period = (1 + options.growth_percent_per_second / 100) ** POLICY_SECONDS
     if in_a_period > POLICY_FACTOR:
         notes.append(
-            f"Traffic grows × {in_a_period:.2f} in {POLICY_SECONDS:g} s; the HPA's default policy adds at most "
+            f"Traffic grows × {in_a_period:.2f} in {POLICY_SECONDS:g} s; the HPA's policy (k8s/base) adds at most "
             f"× {POLICY_FACTOR:g}: give it a faster one, or keep more replicas."
         )
     if growth > 3:

@@ -4,6 +4,7 @@ A protocol on httptools, so that any server will do: chunked bodies, closed conn
 """
 
 import asyncio
+import math
 import random
 import ssl
 import time
@@ -144,6 +145,11 @@ class Client:
         self._tasks: set[asyncio.Task[None]] = set()
         self.samples = Samples()
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything sent has been answered."""
+        return self._active == 0 and not any(connection.busy for connection in self._all)
+
     def next_request(self) -> bytes:
         self._sent += 1
         return self._requests[self._sent % len(self._requests)]
@@ -203,17 +209,19 @@ class Client:
         self._active -= 1
         self.hold(self._level)
 
-    async def arrive(self, traffic: Shape, seed: int = 0) -> int:
+    async def arrive(self, traffic: Shape, seed: int = 0, most: float = math.inf) -> int:
         """Poisson arrivals, whatever the server does; returns how many. A latency counts from when the request was due,
-        so that a slow server cannot hide behind a client that waits."""
+        so that a slow server cannot hide behind a client that waits. Ends when more than `most` are unanswered."""
         rng = random.Random(seed)
+        # An answer that comes when others arrive already belongs to those it was sent with.
+        samples = self.samples
         waiting: deque[float] = deque()
         opening = 0
         count = 0
 
         def answered(connection: Connection, status: int) -> None:
             now = time.perf_counter()
-            self.samples.add(now, now - connection.due, status)
+            samples.add(now, now - connection.due, status)
             if not connection.usable:
                 self._all.discard(connection)
                 if waiting:
@@ -231,7 +239,7 @@ class Client:
             except OSError:
                 if waiting:
                     now = time.perf_counter()
-                    self.samples.add(now, now - waiting.popleft(), 0)
+                    samples.add(now, now - waiting.popleft(), 0)
                 return
             finally:
                 opening -= 1
@@ -242,7 +250,7 @@ class Client:
 
         idle: deque[Connection] = deque()
         start, at = time.perf_counter(), 0.0
-        while (at := traffic.next_arrival(at, rng)) < traffic.seconds:
+        while (at := traffic.next_arrival(at, rng)) < traffic.seconds and count - len(samples.finished) <= most:
             due = start + at
             pause = due - time.perf_counter()
             if pause > 0 or count % 16 == 0:
@@ -256,7 +264,8 @@ class Client:
                 waiting.append(due)
                 if opening + len(self._all) < MAX_OPEN_CONNECTIONS:
                     self._spawn(open_one())
-        await asyncio.sleep(max(0.0, start + traffic.seconds - time.perf_counter()))
+        if at >= traffic.seconds:
+            await asyncio.sleep(max(0.0, start + traffic.seconds - time.perf_counter()))
         return count
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """One step: warm up, then measure until the estimates are stable, or until the time for a step is used up."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,21 +146,33 @@ async def closed_step(
     )
 
 
-async def open_step(client: Client, scraper: Scraper, rate: float, seconds: float) -> Step:
+async def open_step(client: Client, scraper: Scraper, rate: float, seconds: float, most: float = math.inf) -> Step:
     """Poisson arrivals at `rate`; those due in the first fifth warm up and are not counted. What is not answered within
-    the grace after the last arrival counts as an error, so that a server that cannot follow is seen to fail."""
+    the grace after the last arrival counts as an error, so that a server that cannot follow is seen to fail. More than
+    `most` unanswered, and half a second's arrivals, end the step at once and count as errors: one that collapses would
+    otherwise carry what is left of this step through all that follow."""
+    await _drained(client, PATIENCE * seconds)
     samples = client.samples = Samples()
     async with Watch(scraper) as watch:
         started = time.perf_counter()
-        sent = await client.arrive(shape("constant", rate, rate, seconds))
+        sent = await client.arrive(shape("constant", rate, rate, seconds), most=max(most, rate / 2))
         end = time.perf_counter()
+    overrun = sent - len(samples.finished) if sent - len(samples.finished) > max(most, rate / 2) else 0
     while len(samples.finished) < sent and time.perf_counter() - end < GRACE_SECONDS:
         await asyncio.sleep(LOOK_SECONDS / 10)
-    begin, unanswered = started + seconds / 5, sent - len(samples.finished)
+    begin, unanswered = started + (end - started) / 5, sent - len(samples.finished)
     counted = Samples()
     for finished, waited, status in zip(samples.finished, samples.seconds, samples.statuses, strict=True):
         if begin <= finished - waited <= end:
             counted.add(finished, waited, status)
     step = summarise(counted, begin, np.inf, watch, None, loop="open", in_flight=0.0, stable=True, offered_rps=rate)
     in_flight = sum(counted.seconds) / (end - begin)  # Little's law
-    return msgspec.structs.replace(step, in_flight=in_flight, seconds=end - begin, errors=step.errors + unanswered)
+    errors = step.errors + max(unanswered, overrun)
+    return msgspec.structs.replace(step, in_flight=in_flight, seconds=end - begin, errors=errors)
+
+
+async def _drained(client: Client, seconds: float) -> None:
+    """Waits until everything sent has been answered, but no longer than this."""
+    started = time.perf_counter()
+    while not client.idle and time.perf_counter() - started < seconds:
+        await asyncio.sleep(LOOK_SECONDS / 10)

@@ -7,9 +7,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from loadtest.capacity.schema import Report, Step
 
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 matplotlib.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "capacity"})
 SIZE_INCHES = (7.0, 3.8)
 Series = tuple[str, Callable[[Step], float | None]]
@@ -76,6 +78,17 @@ def axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, plot
 
 
+def _log_x(plot: Axes) -> None:
+    """Doublings, with numbers as people write them."""
+    plot.set_xscale("log", base=2)
+    plot.xaxis.set_major_formatter(PLAIN)
+
+
+def _log_y(plot: Axes) -> None:
+    plot.set_yscale("log")
+    plot.yaxis.set_major_formatter(PLAIN)
+
+
 def _latency_throughput(report: Report, steps: Sequence[Step]) -> Figure:
     figure, plot = axes("Latency against throughput", "requests per second", "latency, ms")
     rates = [step.rps.value for step in steps]
@@ -86,10 +99,11 @@ def _latency_throughput(report: Report, steps: Sequence[Step]) -> Figure:
         plot.plot(
             [step.rps.value for step in opened], [step.p95_ms.value for step in opened], "kx", label="p95, open loop"
         )
-    plot.set_yscale("log")
+    _log_y(plot)
     _objective(plot, report)
     if report.derivation is not None:
-        plot.axvline(report.derivation.target_rps, color="tab:green", linestyle="--", label="target")
+        target = report.derivation.target_rps
+        plot.axvline(target, color="tab:green", linestyle="--", label=f"target, {target:.0f} rps")
     plot.legend(fontsize=8)
     return figure
 
@@ -99,8 +113,8 @@ def _latency_in_flight(report: Report, steps: Sequence[Step]) -> Figure:
     levels = [step.in_flight for step in steps]
     for name, of in PERCENTILES:
         plot.plot(levels, [of(step) for step in steps], "o-", label=name, markersize=3)
-    plot.set_xscale("log", base=2)
-    plot.set_yscale("log")
+    _log_x(plot)
+    _log_y(plot)
     _objective(plot, report)
     _marks(plot, report)
     plot.legend(fontsize=8)
@@ -112,7 +126,7 @@ def _throughput_in_flight(report: Report, steps: Sequence[Step]) -> Figure:
     levels = [step.in_flight for step in steps]
     errors = [min(step.rps.half_width, step.rps.value) for step in steps]
     plot.errorbar(levels, [step.rps.value for step in steps], yerr=errors, fmt="o-", markersize=3, capsize=2)
-    plot.set_xscale("log", base=2)
+    _log_x(plot)
     plot.set_ylim(bottom=0)
     _marks(plot, report)
     plot.legend(fontsize=8)
@@ -122,7 +136,7 @@ def _throughput_in_flight(report: Report, steps: Sequence[Step]) -> Figure:
 def _server(steps: Sequence[Step], title: str, series: list[Series]) -> Figure | None:
     """Lines of what the server said against in-flight; None if it said nothing of it."""
     figure, plot = axes(title, "in flight", "")
-    plot.set_xscale("log", base=2)
+    _log_x(plot)
     drawn = 0
     for name, of in series:
         points = [(step.in_flight, value) for step in steps if (value := of(step)) is not None]
@@ -137,10 +151,17 @@ def _server(steps: Sequence[Step], title: str, series: list[Series]) -> Figure |
 
 
 def _objective(plot: Axes, report: Report) -> None:
-    plot.axhline(report.options.slo_p95_ms, color="tab:red", linestyle=":", label="objective (p95)")
+    plot.axhline(
+        report.options.slo_p95_ms,
+        color="tab:red",
+        linestyle=":",
+        label=f"objective, p95 {report.options.slo_p95_ms:g} ms",
+    )
 
 
 def _marks(plot: Axes, report: Report) -> None:
-    plot.axvline(report.findings.knee_in_flight, color="tab:purple", linestyle=":", label="knee")
+    knee = report.findings.knee_in_flight
+    plot.axvline(knee, color="tab:purple", linestyle=":", label=f"knee, {knee:.1f}")
     if report.derivation is not None:
-        plot.axvline(report.derivation.target_in_flight, color="tab:green", linestyle="--", label="target")
+        target = report.derivation.target_in_flight
+        plot.axvline(target, color="tab:green", linestyle="--", label=f"target, {target:g}")

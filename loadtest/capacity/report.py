@@ -8,6 +8,8 @@ from loadtest.capacity import component, plots, schema
 from loadtest.capacity.schema import Report
 
 MIB = 1024 * 1024
+# What k8s/components/guardrails admits.
+QUOTA_REPLICAS = 20
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -54,7 +56,7 @@ def answer(report: Report) -> list[tuple[str, str]]:
         (f"Within p95 {report.options.slo_p95_ms:g} ms, closed loop", within),
         (
             f"Within p95 {report.options.slo_p95_ms:g} ms, open loop",
-            "no rate tried held" if found.open_loop_rps is None else f"{found.open_loop_rps:.1f} rps",
+            "no rate tried held" if not found.open_loop_rps else f"{found.open_loop_rps:.1f} rps",
         ),
         ("Gives out first", f"{found.gives_out}: {found.gives_out_why}"),
     ]
@@ -71,13 +73,22 @@ def answer(report: Report) -> list[tuple[str, str]]:
                 "Memory request, limit",
                 f"{number(targets.memory_request_bytes, 0, MIB)} MiB, {number(targets.memory_limit_bytes, 0, MIB)} MiB",
             ),
-            ("Replicas", f"{targets.min_replicas} to {targets.max_replicas}"),
+            ("Replicas", f"{targets.min_replicas} to {targets.max_replicas}{guess(report)}"),
         ]
     return lines
 
 
+def guess(report: Report) -> str:
+    """Says which of the bounds are guesses."""
+    given = {"--base-rps": report.options.base_rps, "--peak-rps": report.options.peak_rps}
+    missing = [name for name, value in given.items() if value is None]
+    return f" (a guess without {' and '.join(missing)})" if missing else ""
+
+
 def next_steps(report: Report) -> list[str]:
     """What to do with the result."""
+    if report.derivation is None and report.findings.objective_in_flight is not None:
+        return ["Let the server queue a few more requests, or allow more refusals (--allowed-failure-percent)."]
     if report.derivation is None:
         return [
             "Make one request fast enough first: a smaller model or input, a GPU, or a wider objective "
@@ -85,13 +96,17 @@ def next_steps(report: Report) -> list[str]:
         ]
     steps = [
         "Prove the target on your traffic: python -m loadtest.simulate report.json --trace YOURS.csv",
-        "List one of component/cpu, component/inflight or component/keda under `components:` of an overlay that scales "
-        "that way, and look at `kubectl kustomize` before applying it.",
+        "Put component/cpu, component/inflight or component/keda on an overlay (k8s/README.md, A measured target), and "
+        "look at `kubectl diff -k` before applying it.",
     ]
     if report.findings.gives_out == "client":
         steps.insert(0, "Measure again with a client on its own machine: this one was the limit.")
     if report.options.base_rps is None:
         steps.append("Give --base-rps and --peak-rps from your own traffic: min and max replicas are guesses without.")
+    if report.derivation.max_replicas > QUOTA_REPLICAS:
+        steps.append(
+            f"Raise the quota (k8s/components/guardrails) with max replicas: it admits {QUOTA_REPLICAS} and a rollout."
+        )
     if report.options.node_seconds == 0:
         steps.append("If new replicas need new nodes, give --node-seconds: it is zero here.")
     steps.append("Measure again when the model, its precision, the CPU limit or the kind of node changes.")

@@ -115,11 +115,13 @@ def between(before: Reading, during: list[Reading], after: Reading) -> ServerSid
         return change / elapsed if change is not None and elapsed > 0 else None
 
     real, padding = grown("inference_tokens_total", kind="real"), grown("inference_tokens_total", kind="padding")
+    # Little's law: time spent on requests in a second is their number. A gauge read now and then only guesses at that.
+    spent = rate("inference_request_duration_seconds_sum")
     busy, runners = rate("inference_runner_busy_seconds_total"), after.total("inference_runners")
     return ServerSide(
         cpu_cores=rate("process_cpu_seconds_total"),
         memory_bytes=after.total("process_resident_memory_bytes"),
-        in_flight=gauge("inference_requests_in_flight"),
+        in_flight=gauge("inference_requests_in_flight") if spent is None else spent,
         queue_rows=gauge("inference_queue_rows"),
         queue_wait_ms=mean("inference_queue_wait_seconds", 1e3),
         run_ms=mean("inference_run_seconds", 1e3),

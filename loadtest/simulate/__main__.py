@@ -12,11 +12,11 @@ import msgspec
 
 from loadtest import shapes
 from loadtest.capacity import plots as capacity_plots
-from loadtest.capacity import schema
+from loadtest.capacity import schema, sizes
 from loadtest.capacity.schema import Report
 from loadtest.simulate import plots, sweep
 from loadtest.simulate.fleet import Signal, World
-from loadtest.simulate.hpa import Behavior
+from loadtest.simulate.hpa import DEPLOYED
 from loadtest.simulate.replica import BOUND, Replica
 
 SCHEMA_VERSION = 1
@@ -31,18 +31,19 @@ class Simulation(msgspec.Struct, frozen=True):
 
     run_id: str
     derived_holds: bool
+    generated: list[sweep.Trial]
     best: sweep.Trial | None
     trials: list[sweep.Trial]
     schema_version: int = SCHEMA_VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: simulated; 1: with --check, the derived target does not hold; 2: wrong use."""
+    """Exit code 0: simulated; 1: with --check, a generated HPA does not hold; 2: wrong use."""
     args = _parser().parse_args(arguments)
     try:
         report = schema.read(args.report)
         if report.derivation is None:
-            raise schema.ReportError(f"{args.report}: has no targets: not even one request met the objective")
+            raise schema.ReportError(f"{args.report}: has no targets: nothing met the objective, see its report.html")
         setup = _setup(report, args)
     except (schema.ReportError, shapes.ShapeError) as error:
         print(f"loadtest.simulate: {error}", file=sys.stderr)
@@ -50,16 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     floor = report.derivation.min_replicas if args.min_replicas is None else args.min_replicas
     least = sorted({max(1, round(floor * factor)) for factor in (1.0, 1.5, 2.0)})
     trials = [each for signal in args.signals for each in sweep.sweep(setup, signal, least)]
-    derived = sweep.trial(setup, "inflight", report.derivation.target_in_flight, floor)
-    best = sweep.cheapest(trials)
-    verdict = _verdict(derived, best, args.allowed_violation_percent)
-    print(verdict)
-    for signal in args.signals:
-        of_signal = sweep.cheapest([each for each in trials if each.signal == signal])
-        print(f"  {signal:<9} {_words(of_signal) if of_signal else 'no target holds'}")
-    written = _write(setup, args.out, Simulation(report.run.id, derived.holds, best, trials), verdict)
+    made = sweep.generated(setup, floor)
+    holds = all(each.holds for each in made)
+    result = Simulation(report.run.id, holds, made, sweep.cheapest(trials), trials)
+    verdict = _verdict(result, setup)
+    print("\n".join(verdict))
+    written = _write(setup, args.out, result, verdict)
     print("written: " + " ".join(str(path) for path in written))
-    return 1 if args.check and not derived.holds else 0
+    return 1 if args.check and not holds else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,14 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", type=Path, action="append", default=[], help="CSV seconds,rate, not --shapes")
     parser.add_argument("--seconds", type=float, default=3600.0, help="length of each shape")
     parser.add_argument("--base-rps", type=float, help="of the shapes; default: the capacity run's, or one replica's")
-    parser.add_argument("--peak-rps", type=float, help="of the shapes; default: the capacity run's, or 5 × base")
+    parser.add_argument("--peak-rps", type=float, help="of the shapes; default: the capacity run's, or 10 × base")
     parser.add_argument("--min-replicas", type=int, help="swept from this to twice; default: the derived")
     parser.add_argument("--max-replicas", type=int, help="default: twice what the highest rate needs at the target")
     parser.add_argument("--signals", nargs="+", default=SIGNALS, choices=SIGNALS, help="what to scale on")
     parser.add_argument("--allowed-violation-percent", type=float, default=1.0, help="of a trace's requests")
     parser.add_argument("--bound", type=int, default=BOUND, help="requests a replica holds before it refuses")
     parser.add_argument("--lose", nargs=2, type=float, action="append", default=[], metavar=("SECOND", "PODS"))
-    parser.add_argument("--check", action="store_true", help="exit code 1 if the derived target does not hold")
+    parser.add_argument("--check", action="store_true", help="exit code 1 if a generated HPA does not hold")
     parser.add_argument("--seed", type=int, default=0, help="of the metric's noise")
     return parser
 
@@ -99,7 +98,7 @@ def _setup(report: Report, args: argparse.Namespace) -> sweep.Setup:
         chosen = [shapes.read_trace(path) for path in args.trace]
     else:
         base = args.base_rps or options.base_rps or targets.target_rps
-        peak = args.peak_rps or options.peak_rps or 5 * base
+        peak = args.peak_rps or options.peak_rps or sizes.PEAK_FACTOR * base
         grown = shapes.growth(base, max(base, peak), args.seconds, options.growth_percent_per_second)
         chosen = [
             grown if name == "growth" else shapes.shape(name, base, max(base, peak), args.seconds)
@@ -123,40 +122,53 @@ def _setup(report: Report, args: argparse.Namespace) -> sweep.Setup:
         shapes=chosen,
         max_replicas=args.max_replicas or max(targets.max_replicas, math.ceil(2 * highest / targets.target_rps)),
         allowed_violation=args.allowed_violation_percent / 100,
-        behavior=Behavior(),
+        behavior=DEPLOYED,
     )
 
 
 def _words(trial: sweep.Trial) -> str:
+    target = f"{trial.target:.0%}" if trial.signal == "cpu" else f"{trial.target:.3g}"
     unit = {"inflight": "in flight", "cpu": "of the CPU request", "queue": "ms queue wait"}[trial.signal]
+    also = "" if trial.cpu_target is None else f" and {trial.cpu_target:.0%} of the CPU request"
     return (
-        f"{trial.target:.3g} {unit}, at least {trial.min_replicas} replicas: {trial.replica_hours:.2f} replica-hours, "
+        f"{target} {unit}{also}, at least {trial.min_replicas} replicas: {trial.replica_hours:.1f} replica-hours, "
         f"{trial.violation_share:.2%} of the worst trace's requests in violation"
     )
 
 
-def _verdict(derived: sweep.Trial, best: sweep.Trial | None, allowed: float) -> str:
-    verb = "holds" if derived.holds else "does not hold"
-    first = f"The derived target {verb} (at most {allowed:g} % in violation): {_words(derived)}."
-    return f"{first} {'Cheapest that holds: ' + _words(best) if best else 'No target tried holds'}."
+def _verdict(result: Simulation, setup: sweep.Setup) -> list[str]:
+    """What the generated components do, and the cheapest of what was swept, in one line each."""
+    hours = sum(shape.seconds for shape in setup.shapes) / 3600
+    traces = ", ".join(f"{shape.name} to {shape.highest:.0f} rps" for shape in setup.shapes)
+    lines = [f"Simulated: {hours:.1f} h of traffic ({traces}); at most {setup.allowed_violation:.0%} in violation."]
+    for each in result.generated:
+        verb = "holds" if each.holds else "DOES NOT HOLD"
+        lines.append(f"component/{each.signal} {verb}: {_words(each)}.")
+    for signal in dict.fromkeys(each.signal for each in result.trials):
+        best = sweep.cheapest([each for each in result.trials if each.signal == signal])
+        words = _words(best) if best else "no target tried holds"
+        lines.append(f"Cheapest by {signal}: {words}.")
+    return lines
 
 
-def _write(setup: sweep.Setup, folder: Path, result: Simulation, verdict: str) -> list[Path]:
+def _write(setup: sweep.Setup, folder: Path, result: Simulation, verdict: list[str]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"cost": plots.cost(result.trials, result.best, setup.allowed_violation)}
-    shown = result.best or min(result.trials, key=lambda each: each.violation_share)
-    signal = next(name for name in SIGNALS if name == shown.signal)
-    for shape in setup.shapes:
-        line = sweep.run(setup, signal, shown.target, shown.min_replicas, shape)
-        figures["trace-" + re.sub(r"[^\w.-]+", "-", shape.name)] = plots.timeline(
-            f"{shape.name}: {_words(shown)}", line, setup.replica.slo_ms
-        )
+    for made in result.generated:
+        signal = next(name for name in SIGNALS if name == made.signal)
+        for shape in setup.shapes:
+            line = sweep.run(setup, signal, made.target, made.min_replicas, shape, made.cpu_target)
+            safe = re.sub(r"[^\w.-]+", "-", shape.name).strip("-")
+            figures[f"trace-{signal}-{safe}"] = plots.timeline(
+                f"component/{signal}, {shape.name}", line, setup.replica.slo_ms
+            )
     world = setup.world
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     text = page.render(
         run_id=result.run_id,
         verdict=verdict,
         best=result.best,
+        generated=result.generated,
         trials=result.trials,
         traces=", ".join(f"{shape.name} ({shape.seconds:g} s)" for shape in setup.shapes),
         delays=f"scrape {world.scrape_seconds:g} s, mean over {world.window_seconds:g} s, "

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtest.shapes import Rate
-from loadtest.simulate.hpa import SYNC_SECONDS, Autoscaler, Pods
+from loadtest.simulate.hpa import SYNC_SECONDS, Autoscaler, Metric, Pods
 from loadtest.simulate.replica import Array, Replica
 
 Signal = Literal["inflight", "cpu", "queue"]
@@ -76,6 +76,7 @@ class Fleet:
         self.n = np.zeros(1)
         self.served = np.zeros(1)
         self.samples: Array = np.full((1, self._keep), np.nan)
+        self.cpu: Array = np.full(1, np.nan)
 
     @property
     def total(self) -> int:
@@ -89,6 +90,7 @@ class Fleet:
             self.ready_at = np.append(self.ready_at, now + delay)
             self.n, self.served = np.append(self.n, 0.0), np.append(self.served, 0.0)
             self.samples = np.vstack((self.samples, np.full((1, self._keep), np.nan)))
+            self.cpu = np.append(self.cpu, np.nan)
         self._remove(self.total - wanted, from_end=True)
 
     def lose(self, now: float, pods: int) -> None:
@@ -105,7 +107,7 @@ class Fleet:
             pods -= taken
         keep = self.count > 0
         self.count, self.ready_at, self.n = self.count[keep], self.ready_at[keep], self.n[keep]
-        self.served, self.samples = self.served[keep], self.samples[keep]
+        self.served, self.samples, self.cpu = self.served[keep], self.samples[keep], self.cpu[keep]
 
     def serve(self, now: float, rps: float, seconds: float) -> tuple[int, float, float, float, float]:
         """One step of time: ready Pods, p95, in flight, late per second, refused per second."""
@@ -125,18 +127,17 @@ class Fleet:
     def scrape(self, now: float, signal: Signal, cpu_request: float) -> None:
         """A sample of every ready Pod."""
         ready = self.ready_at <= now
-        value = self._value(signal, cpu_request)
+        value = self._value(signal)
         if self._world.noise and signal == "inflight":
             # A gauge read at an instant: as far from its mean as a count of independent things is.
             spread = np.sqrt(np.maximum(value, 0.0) / np.maximum(self.count, 1))
             value = np.maximum(0.0, value + spread * self._rng.standard_normal(len(value)))
         self.samples = np.roll(self.samples, 1, axis=1)
         self.samples[:, 0] = np.where(ready, value, np.nan)
+        cores = np.interp(self.served, self._replica.rates, self._replica.cpu_cores)
+        self.cpu = np.where(ready, cores / cpu_request, np.nan)
 
-    def _value(self, signal: Signal, cpu_request: float) -> Array:
-        if signal == "cpu":
-            cores = np.interp(self.served, self._replica.rates, self._replica.cpu_cores)
-            return np.asarray(cores / cpu_request, dtype=np.float64)
+    def _value(self, signal: Signal) -> Array:
         if signal == "queue":
             growing = np.interp(self.n, self._replica.levels, self._replica.wait_at)
             return np.maximum(growing, np.interp(self.served, self._replica.rates, self._replica.wait_ms))
@@ -145,15 +146,12 @@ class Fleet:
     def pods(self, now: float, signal: Signal) -> Pods:
         """What the HPA sees now."""
         running = self.ready_at - self._world.start_seconds <= now
-        seen = ~np.isnan(self.samples).all(axis=1)
         # CPU takes the last reading; a metric of Prometheus is averaged over a window.
-        columns: npt.NDArray[np.float64] = self.samples[:, :1] if signal == "cpu" else self.samples
-        seen &= ~np.isnan(columns).all(axis=1)
+        columns: npt.NDArray[np.float64] = self.cpu[:, np.newaxis] if signal == "cpu" else self.samples
+        seen = ~np.isnan(columns).all(axis=1)
         means = np.nanmean(columns[seen], axis=1) if seen.any() else np.zeros(0)
-        unseen = running & ~seen
-        # A Pod without a sample is missing; on CPU one that starts or has just become ready is ignored.
-        ignored = int(self.count[~running].sum()) + (int(self.count[unseen].sum()) if signal == "cpu" else 0)
-        missing = 0 if signal == "cpu" else int(self.count[unseen].sum())
+        # A Pod that runs without a sample is missing, one that waits for its node or image is ignored.
+        missing, ignored = int(self.count[running & ~seen].sum()), int(self.count[~running].sum())
         return Pods(np.repeat(means, self.count[seen]), missing, ignored)
 
 
@@ -166,10 +164,11 @@ def simulate(
     *,
     signal: Signal = "inflight",
     cpu_request: float = 1.0,
+    cpu_target: float | None = None,
     replicas: int | None = None,
     step_seconds: float = 1.0,
 ) -> Timeline:
-    """Runs the fleet for `seconds`, from `replicas` (the HPA's least, if None)."""
+    """Runs the fleet for `seconds`, from `replicas` (None: the HPA's least). `cpu_target`: CPU as a second metric."""
     fleet = Fleet(replica, world, replicas or scaler.min_replicas)
     line = Timeline(step_seconds=step_seconds)
     wanted = fleet.total
@@ -186,7 +185,8 @@ def simulate(
             fleet.scrape(now, signal, cpu_request)
             next_scrape += world.scrape_seconds
         if now >= next_sync:
-            wanted = scaler.sync(now, wanted, fleet.pods(now, signal))
+            also = [] if cpu_target is None else [Metric(cpu_target, fleet.pods(now, "cpu"), cpu=True)]
+            wanted = scaler.sync(now, wanted, fleet.pods(now, signal), also)
             fleet.resize(now, wanted)
             next_sync += world.sync_seconds
         line.seconds.append(now)

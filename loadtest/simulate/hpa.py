@@ -1,8 +1,8 @@
 """The algorithm of the HorizontalPodAutoscaler (autoscaling/v2) as Kubernetes documents it. Knows no clock and no
 fleet: times are arguments, metrics are numbers.
 
-A sync computes a recommendation from the metric, keeps it between the extremes of the recent ones (stabilisation
-windows), limits how fast replicas change (policies), then applies the bounds.
+A sync computes a recommendation from each metric and takes the largest, keeps it between the extremes of the recent
+ones (stabilisation windows), limits how fast replicas change (policies), then applies the bounds.
 """
 
 import math
@@ -44,6 +44,13 @@ class Behavior:
     down: Rules = field(default_factory=lambda: Rules(300.0, (Policy("Percent", 100, 15),)))
 
 
+# What k8s/base/hpa.yaml says, and the generated components leave: up by the double or 4 Pods in 30 s, down slowly.
+DEPLOYED = Behavior(
+    up=Rules(0.0, (Policy("Percent", 100, 30), Policy("Pods", 4, 30))),
+    down=Rules(300.0, (Policy("Percent", 10, 60), Policy("Pods", 1, 60))),
+)
+
+
 @dataclass(frozen=True)
 class Pods:
     """What a sync sees. `values`: the metric of each Pod that counts; for CPU a share of the request.
@@ -57,6 +64,23 @@ class Pods:
     ignored: int = 0
 
 
+@dataclass(frozen=True)
+class Metric:
+    """One entry of spec.metrics, with what a sync sees of it."""
+
+    target: float
+    pods: Pods
+    cpu: bool = False
+
+
+def recommend_largest(current: int, metrics: Sequence[Metric], behavior: Behavior | None = None) -> int | None:
+    """The largest answer of the metrics. One that cannot be had forbids to scale down, and not to scale up. None: the
+    HPA reports an error and does nothing."""
+    had = [each for each in metrics if len(each.pods.values)]
+    wanted = max((recommend(current, m.pods, m.target, behavior, cpu=m.cpu) for m in had), default=None)
+    return None if wanted is None or (len(had) < len(metrics) and wanted < current) else wanted
+
+
 def recommend(current: int, pods: Pods, target: float, behavior: Behavior | None = None, *, cpu: bool = False) -> int:
     """The replicas that bring the mean of the metric to `target`, before windows, policies and bounds.
 
@@ -68,7 +92,7 @@ def recommend(current: int, pods: Pods, target: float, behavior: Behavior | None
     values = np.asarray(pods.values, dtype=np.float64)
     if len(values) == 0:
         return current  # without any metric the HPA does nothing
-    ratio = float(values.mean()) / target
+    ratio = _ratio(float(values.mean()), target, cpu=cpu)
     rebalance = pods.ignored > 0 and ratio > 1
     if not rebalance and pods.missing == 0:
         return current if _within(ratio, behavior) else _ceil(ratio * len(values))
@@ -77,7 +101,7 @@ def recommend(current: int, pods: Pods, target: float, behavior: Behavior | None
         total += pods.missing * (max(1.0, target) if cpu else target)
     if rebalance:
         count += pods.ignored
-    corrected = total / count / target
+    corrected = _ratio(total / count, target, cpu=cpu)
     turned = (ratio < 1 < corrected) or (corrected < 1 < ratio)
     if _within(corrected, behavior) or turned:
         return current
@@ -85,6 +109,12 @@ def recommend(current: int, pods: Pods, target: float, behavior: Behavior | None
     if (corrected < 1 and wanted > current) or (corrected > 1 and wanted < current):
         return current
     return wanted
+
+
+def _ratio(mean: float, target: float, *, cpu: bool) -> float:
+    """The HPA counts in whole numbers, cut off: utilisation in percent, other metrics in thousandths."""
+    scale = 100 if cpu else 1000
+    return math.floor(round(mean * scale, 6)) / round(target * scale, 6)
 
 
 def _within(ratio: float, behavior: Behavior) -> bool:
@@ -108,14 +138,19 @@ class Autoscaler:
     _recommendations: list[tuple[float, int]] = field(default_factory=list)
     _changes: list[tuple[float, int]] = field(default_factory=list)
 
-    def sync(self, now: float, current: int, pods: Pods) -> int:
-        """The replicas from now on."""
+    def sync(self, now: float, current: int, pods: Pods, also: Sequence[Metric] = ()) -> int:
+        """The replicas from now on. `also`: further metrics beside the one of `target`."""
+        if not self._recommendations:
+            self._recommendations = [(now, current)]  # what there is counts as recommended when the HPA first looks
         if current > self.max_replicas:
             wanted = self.max_replicas
         elif current < self.min_replicas:
             wanted = self.min_replicas
         else:
-            recommendation = recommend(current, pods, self.target, self.behavior, cpu=self.cpu)
+            metrics = [Metric(self.target, pods, self.cpu), *also]
+            recommendation = recommend_largest(current, metrics, self.behavior)
+            if recommendation is None:
+                return current
             stable = self._stabilise(now, current, recommendation)
             wanted = min(max(self._limit(now, current, stable), self.min_replicas), self.max_replicas)
         if wanted != current:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from loadtest.capacity.plots import axes
+from loadtest.capacity.plots import PLAIN, axes
 from loadtest.simulate.fleet import Timeline
 from loadtest.simulate.sweep import Trial
 
@@ -15,7 +15,7 @@ LEAST_SHARE = 1e-5
 
 def cost(trials: Sequence[Trial], best: Trial | None, allowed: float) -> Figure:
     """Every trial as a point: what it costs and how much of the traffic it fails."""
-    figure, plot = axes("Cost against violation", "replica-hours", "share of requests in violation")
+    figure, plot = axes("Cost against violation", "replica-hours", f"requests in violation ({LEAST_SHARE:g}: none)")
     for signal in dict.fromkeys(trial.signal for trial in trials):
         points = sorted((t.replica_hours, max(t.violation_share, LEAST_SHARE)) for t in trials if t.signal == signal)
         plot.plot(*zip(*points, strict=True), MARKERS.get(signal, "x"), label=signal, markersize=5, alpha=0.7)
@@ -41,4 +41,5 @@ def timeline(name: str, line: Timeline, slo_ms: float) -> Figure:
     latency.plot(line.seconds, line.p95_ms)
     latency.axhline(slo_ms, color="tab:red", linestyle=":")
     latency.set(ylabel="p95, ms", xlabel="seconds", yscale="log")
+    latency.yaxis.set_major_formatter(PLAIN)
     return figure

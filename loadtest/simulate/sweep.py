@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from loadtest.capacity.component import second_cpu_percent
 from loadtest.capacity.schema import Report
 from loadtest.shapes import Shape
 from loadtest.simulate.fleet import Signal, Timeline, World, simulate
@@ -14,17 +15,19 @@ from loadtest.simulate.hpa import Autoscaler, Behavior
 from loadtest.simulate.replica import Replica
 
 # Of the derived target.
-FACTORS = (0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.45, 1.75)
+FACTORS = (0.55, 0.75, 1.0, 1.3, 1.7, 2.2, 3.0, 4.0)
 # A trace is cut into about this many steps of time, at least a quarter second each, and five between two syncs.
 MOST_STEPS, LEAST_STEP_SECONDS = 1800, 0.25
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One setting over all traces. `violation_share` is the worst trace's, replica-hours are summed."""
+    """One setting over all traces. `violation_share` is the worst trace's, replica-hours are summed. `cpu_target`: of
+    CPU as a second metric."""
 
     signal: str
     target: float
     min_replicas: int
+    cpu_target: float | None
     replica_hours: float
     violation_share: float
     bad_share: float
@@ -60,7 +63,9 @@ class Setup:
         return float(np.interp(targets.target_rps, self.replica.rates, self.replica.wait_ms)) or None
 
 
-def run(setup: Setup, signal: Signal, target: float, min_replicas: int, shape: Shape) -> Timeline:
+def run(
+    setup: Setup, signal: Signal, target: float, min_replicas: int, shape: Shape, cpu_target: float | None = None
+) -> Timeline:
     """One setting over one trace. It begins as if its load had been there for long."""
     scaler = Autoscaler(min_replicas, setup.max_replicas, target, setup.behavior, cpu=signal == "cpu")
     targets = setup.report.derivation
@@ -74,25 +79,37 @@ def run(setup: Setup, signal: Signal, target: float, min_replicas: int, shape: S
         shape.seconds,
         signal=signal,
         cpu_request=setup.cpu_request,
+        cpu_target=cpu_target,
         replicas=min(setup.max_replicas, max(min_replicas, settled)),
         step_seconds=min(setup.world.sync_seconds / 5, max(LEAST_STEP_SECONDS, shape.seconds / MOST_STEPS)),
     )
 
 
-def trial(setup: Setup, signal: Signal, target: float, min_replicas: int) -> Trial:
+def trial(setup: Setup, signal: Signal, target: float, min_replicas: int, cpu_target: float | None = None) -> Trial:
     """One setting over all traces."""
-    lines = [run(setup, signal, target, min_replicas, shape) for shape in setup.shapes]
+    lines = [run(setup, signal, target, min_replicas, shape, cpu_target) for shape in setup.shapes]
     violation = max(line.violation_share(setup.replica.slo_ms) for line in lines)
     return Trial(
         signal=signal,
         target=target,
         min_replicas=min_replicas,
+        cpu_target=cpu_target,
         replica_hours=sum(line.replica_hours for line in lines),
         violation_share=violation,
         bad_share=max(line.bad_share for line in lines),
         most_replicas=max(max(line.wanted) for line in lines),
         holds=violation <= setup.allowed_violation,
     )
+
+
+def generated(setup: Setup, min_replicas: int) -> list[Trial]:
+    """The HPAs of the components that the capacity run wrote: in flight with CPU beside it, and CPU alone."""
+    percent = setup.report.derivation.target_cpu_percent if setup.report.derivation else None
+    in_flight, cpu = setup.derived_target("inflight"), setup.derived_target("cpu")
+    assert in_flight is not None
+    beside = None if percent is None else second_cpu_percent(percent) / 100
+    found = [trial(setup, "inflight", in_flight, min_replicas, beside)]
+    return found if cpu is None else [*found, trial(setup, "cpu", cpu, min_replicas)]
 
 
 def sweep(setup: Setup, signal: Signal, least: Sequence[int], factors: Sequence[float] = FACTORS) -> list[Trial]:
