@@ -1,32 +1,25 @@
-"""uvicorn, as this service runs it: a drain before its shutdown, a bound on request heads, a socket opened early."""
+"""uvicorn, as this service runs it: sockets opened early, and a drain before its shutdown."""
 
 import asyncio
 import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app import logs
 from app.edge import Traffic
 from app.errors import ConfigError
-from app.exchange import CONNECTION
 from app.predictor import Predictor
+from app.protocol import HttpProtocol
 from app.settings import Settings
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
-# For a whole request line and headers, from the first byte or from the connection's start.
-HEAD_SECONDS = 65
 # Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
 BACKLOG = 2048
-MAX_HEAD_BYTES = 64 * 1024
 SWITCH_SECONDS = 0.0005
 
 
@@ -49,96 +42,6 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
     except (OSError, TypeError) as error:  # TypeError: no encoding of a host name has these characters
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {reason}") from None
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
-
-    _in_head = False
-    _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None
-    _data = b""
-    _running: RequestResponseCycle | None = None
-    on_lost: Callable[[], None] | None = None
-    """Called when the client leaves."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As uvicorn's; the first head is waited for as long as one that follows."""
-        super().connection_made(transport)
-        self._await_head()
-
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def _end_wait(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """As uvicorn's; then tells whoever asked."""
-        super().connection_lost(exc)
-        self._end_wait()
-        if self._running is not None:
-            # uvicorn tells the newest request alone; the one being answered may have others behind it.
-            self._running.disconnected = True
-        if self.on_lost is not None:
-            self.on_lost()
-
-    def data_received(self, data: bytes) -> None:
-        """As uvicorn's; ends a connection whose head still goes on beyond MAX_HEAD_BYTES or HEAD_SECONDS."""
-        self._data = data
-        super().data_received(data)
-        self._data = b""
-        if self._in_head:
-            if self._head_timer is None:
-                self._await_head()
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("Request line and headers too large.")
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Called by uvicorn for each request when its turn has come."""
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def _should_upgrade(self) -> bool:
-        """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""
-        return self.parser.get_method() != b"CONNECT"
-
-    def handle_websocket_upgrade(self) -> None:
-        """Called by uvicorn for a head that asks for another protocol, as Java's client does for HTTP/2. A server may
-        stay with this one: the head goes to the parser again, without the wish, and then what came behind it."""
-        stop, data = sys.exc_info()[1], self._data  # uvicorn is handling it
-        if not isinstance(stop, HttpParserUpgrade) or not data:  # one after the other: nobody means that
-            self.send_400_response("Invalid HTTP request received.")
-            return
-        head = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
-        self._data = b""
-        # Another parser: the old one may take this connection's requests for ended.
-        self.parser = HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-        super().data_received(b"\r\n".join([*head, b"", data[stop.args[0] :]]))
-
-    def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, in the one shape of every error."""
-        body = b'{"error":"%s"}' % msg.encode()
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-        self.transport.write(head + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        """Called by the parser."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
-
-    def on_headers_complete(self) -> None:
-        """Called by the parser."""
-        self._in_head = False
-        self._end_wait()
-        super().on_headers_complete()
 
 
 def uvicorn_config(app: object) -> uvicorn.Config:

@@ -13,7 +13,7 @@ LAYERS = [
     {"main", "front"},
     {"engine"},
     {"service", "server", "opening", "remote"},
-    {"oip"},
+    {"oip", "protocol"},
     {"routes"},
     {"edge"},
     {"exchange", "link"},
@@ -85,7 +85,7 @@ def test_a_module_imports_only_from_the_layers_below_it(path):
     ("allowed", "libraries"),
     [
         ({"session"}, {"onnxruntime"}),
-        ({"main", "service", "server", "engine", "routes", "oip", "edge", "exchange"}, WEB),
+        ({"main", "service", "server", "protocol", "engine", "routes", "oip", "edge", "exchange"}, WEB),
         ({"task"}, {"tokenizers"}),
         ({"settings"}, {"pydantic", "pydantic_settings"}),
         ({"metrics", "gpu", "totals"}, {"prometheus_client"}),
