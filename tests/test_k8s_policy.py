@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from app import __version__
 from app.settings import PREFIX, Settings
@@ -17,6 +18,7 @@ from tests.manifests import (
     containers,
     each_variation,
     environment,
+    kustomize,
     name_of,
     of_kind,
     quantity,
@@ -497,6 +499,7 @@ def test_the_readme_names_every_component_and_overlay() -> None:
 
 def test_every_object_that_the_readme_s_commands_name_exists() -> None:
     objects = Variation("overlays/cpu", ("canary",)).objects()
+    objects += [each for each in yaml.safe_load_all(kustomize(K8S / "jobs" / "loadtest")) if each]
     known = {f"{each['kind'].lower()}/{name_of(each)}" for each in objects}
     named = re.findall(r"[\w,.]+/sentiment-inference\b[\w-]*(?=[ `\n])", (K8S / "README.md").read_text())
 
