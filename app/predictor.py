@@ -13,13 +13,16 @@ from typing import Protocol, cast
 from app import metrics as m
 from app.batcher import Batcher
 from app.errors import NotFound, Unavailable
+from app.lag import Lag
 from app.model import Model
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import Array, Tensors
-from app.ticket import Limits, Ran, Ticket
+from app.ticket import Limits, Ran, Ticket, Waiting
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192
+# An event loop this late gets more requests than it can refuse: work on fewer, so that it finds the time.
+MAX_LAG_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -66,6 +69,9 @@ class Batching(Protocol):
     def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
         """Raises what `submit` would."""
 
+    def waiting(self) -> Waiting:
+        """What is in the queue."""
+
     def stuck(self) -> str | None:
         """Why no progress can be made, or None."""
 
@@ -84,6 +90,7 @@ class Predictor:
         self.model: Model | None = None
         self._batcher: Batching | None = None
         self._metrics = metrics
+        self._lag = Lag()
         self.statistics = Statistics()
         self.limits: Limits | None = None
 
@@ -121,6 +128,7 @@ class Predictor:
     def use(self, model: Model, limits: Limits, batcher: Batching) -> None:
         """Answers through `batcher` from when `stage` is "ready"."""
         self.model, self._batcher, self.limits = model, batcher, limits
+        self._lag.start(asyncio.get_running_loop())
 
     def leave(self) -> None:
         """Not ready from now on, but whoever comes all the same is answered."""
@@ -135,6 +143,7 @@ class Predictor:
     def close(self) -> None:
         """Ends the runners; whatever still waits fails with Unavailable."""
         self.drain()
+        self._lag.stop()
         if self._batcher is not None:
             self._batcher.close()
 
@@ -152,7 +161,10 @@ class Predictor:
         was admitted is not asked again."""
         if self.draining or self._stage != "ready":
             raise self._unavailable()
-        self._serving().admit()
+        batcher = self._serving()
+        if self._lag.seconds > MAX_LAG_SECONDS and batcher.waiting().rows:
+            raise Unavailable("too many requests at once", "queue_full")
+        batcher.admit()
 
     def _unavailable(self) -> Unavailable:
         reason = "draining" if self.leaving else "not_ready"

@@ -82,6 +82,10 @@ class RemoteBatcher:
             raise Unavailable("shutting down", "draining", close=True)
         self._state.waiting.admit(self._limits, rows, tokens, deadline)
 
+    def waiting(self) -> Waiting:
+        """What the engine last said."""
+        return self._state.waiting
+
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: as the engine says, or because it does not."""
         silent = time.monotonic() - self._heard

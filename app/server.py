@@ -18,8 +18,9 @@ from app.settings import Settings
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
-# Connections that may wait for the event loop to accept them; the kernel caps it at net.core.somaxconn.
-BACKLOG = 2048
+# Connections that may wait for the event loop to accept them: as many as the kernel allows (net.core.somaxconn), since
+# a client that is dropped here tries again after a second, then three.
+BACKLOG = 65535
 SWITCH_SECONDS = 0.0005
 
 

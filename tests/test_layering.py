@@ -23,7 +23,7 @@ LAYERS = [
     {"task", "session"},
     {"artifact", "batcher", "oip_codec", "gpu"},
     {"settings", "metrics", "logs", "ticket", "ending"},
-    {"errors", "tensors", "rowqueue", "deadlines"},
+    {"errors", "tensors", "rowqueue", "deadlines", "lag"},
     {"__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(reversed(LAYERS)) for name in names}

@@ -19,7 +19,7 @@ from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRo
 from app.gate import pass_gate
 from app.metrics import Metrics
 from app.model import Model
-from app.predictor import MAX_INLINE_CHARACTERS, Predictor, Usage
+from app.predictor import MAX_INLINE_CHARACTERS, MAX_LAG_SECONDS, Predictor, Usage
 from app.task import Encoded, TextTask
 from app.ticket import Limits
 from model.package import package_text
@@ -169,6 +169,26 @@ async def test_serving_says_so_and_says_what(text_model: Model) -> None:
         assert sample(predictor, "model_info", **labels, provider="cpu", precision="fp32") == 1
         for stage, seconds in text_model.stage_seconds.items():
             assert sample(predictor, "model_load_seconds", stage=stage) == seconds
+
+
+async def test_a_loop_that_is_behind_refuses_at_the_door_unless_nobody_waits(text_model: Model) -> None:
+    model = held(text_model)
+    async with serving(model) as predictor:
+        predictor._lag.stop()
+        predictor._lag.seconds = 2 * MAX_LAG_SECONDS
+        predictor.admit()
+        answers = [asyncio.create_task(predictor.classify(["sun"], later(), Usage()))]
+        await entered(model)
+        predictor.admit()
+        answers.append(asyncio.create_task(predictor.classify(["moon"], later(), Usage())))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable) as caught:
+            predictor.admit()
+        assert caught.value.reason == "queue_full"
+        predictor._lag.seconds = MAX_LAG_SECONDS / 2
+        predictor.admit()
+        model.opened.set()
+        await asyncio.gather(*answers)
 
 
 async def test_draining_refuses_the_new_and_finishes_the_accepted(text_model: Model) -> None:
