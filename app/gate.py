@@ -15,7 +15,7 @@ from app.artifact import MANIFEST, read_artifact, verify_files, verify_manifest
 from app.errors import ArtifactError
 from app.model import Model
 from app.session import BATCH_LIMITS, Session
-from app.task import Encoded, TensorTask, TextTask
+from app.task import Encoded, TensorTask, TextTask, open_task
 from app.tensors import DATATYPES, Array, Tensors
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def pass_gate(
         rows, tokens = BATCH_LIMITS[session.provider]
         rows = rows if max_batch_rows == "auto" else max_batch_rows
         tokens = tokens if max_batch_tokens == "auto" else max_batch_tokens
-        text = manifest.task == "text-classification"
-        task = TextTask(artifact) if text else TensorTask(artifact, rows)
+        task = open_task(artifact, rows)
     model = Model(artifact, session, task, rows, tokens)
     with stage("warming"):
         warm = _warm_text if isinstance(task, TextTask) else _warm_tensors

@@ -5,10 +5,8 @@ Knows nothing of HTTP. Also the one place that knows what stage the service is i
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Protocol, cast
+from typing import cast
 
 from app import metrics as m
 from app.batcher import Batcher
@@ -17,7 +15,7 @@ from app.lag import Lag
 from app.model import Model
 from app.task import Encoded, TensorTask, TextTask
 from app.tensors import Array, Tensors
-from app.ticket import Limits, Ran, Ticket, Waiting
+from app.ticket import Batching, Limits, Ran, Ticket
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192
@@ -58,25 +56,6 @@ class Prediction:
     score: float
     truncated: bool
     probabilities: Array
-
-
-class Batching(Protocol):
-    """What a predictor needs of a batcher, in this process or in another; see `app.batcher.Batcher`."""
-
-    def submit(self, units: Sequence[Encoded], deadline: float) -> Ticket:
-        """Queues one request's units."""
-
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
-        """Raises what `submit` would."""
-
-    def waiting(self) -> Waiting:
-        """What is in the queue."""
-
-    def stuck(self) -> str | None:
-        """Why no progress can be made, or None."""
-
-    def close(self) -> None:
-        """Fails what still waits."""
 
 
 class Predictor:

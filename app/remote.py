@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import cast
 
-from app import errors
+from app import errors, rowqueue
 from app.artifact import read_artifact, verify_files
 from app.deadlines import Deadlines
 from app.errors import RequestError, Unavailable
@@ -15,7 +15,7 @@ from app.link import Cancel, Done, Failed, Link, Serve, State, Submit, Unit
 from app.model import Model
 from app.predictor import Statistics
 from app.settings import Settings
-from app.task import Encoded, TensorTask, TextTask
+from app.task import open_task
 from app.tensors import Tensors
 from app.ticket import Limits, Ticket, Waiting
 from app.totals import Snapshot, Totals, render
@@ -41,8 +41,7 @@ def open_remote(settings: Settings, served: Serve) -> Model:
     the engine's any more."""
     artifact = read_artifact(settings.model_dir, served.digest)
     verify_files(artifact)
-    text = artifact.manifest.task == "text-classification"
-    task = TextTask(artifact) if text else TensorTask(artifact, served.batch_rows)
+    task = open_task(artifact, served.batch_rows)
     return Model(artifact, Elsewhere(served.provider), task, served.batch_rows, served.batch_tokens)
 
 
@@ -60,7 +59,7 @@ class RemoteBatcher:
         self._heard = time.monotonic()
         self._closed = False
 
-    def submit(self, units: Sequence[Encoded], deadline: float) -> Ticket:
+    def submit(self, units: Sequence[rowqueue.Unit], deadline: float) -> Ticket:
         """As `Batcher.submit`; what only the engine can know ends the ticket's future."""
         self.admit(sum(unit.rows for unit in units), sum(unit.rows * unit.length for unit in units), deadline)
         ticket, number = Ticket(len(units), self._loop.create_future()), next(self._ids)

@@ -161,6 +161,12 @@ class TensorTask:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
+def open_task(artifact: Artifact, max_rows: int) -> TextTask | TensorTask:
+    """The task that the manifest names; max_rows: of one run. Raises ArtifactError as `TextTask`."""
+    text = artifact.manifest.task == "text-classification"
+    return TextTask(artifact) if text else TensorTask(artifact, max_rows)
+
+
 def _load_tokenizer(path: Path, max_tokens: int) -> tuple[Tokenizer, int]:
     """The tokenizer, cutting at `max_tokens` and never padding, and the id that pads. Raises ArtifactError."""
     try:

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from app.errors import DeadlineExceeded, TooManyRows, Unavailable
-from app.rowqueue import Row
+from app.rowqueue import Row, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,22 @@ def describe(batch: list[Row], started: float, finished: float, error: str | Non
     real = sum(row.unit.rows * row.unit.length for row in batch)
     waits = [started - row.submitted for row in batch]
     return Ran(rows, real, rows * longest, finished - started, waits, error)
+
+
+class Batching(Protocol):
+    """A batcher as its user sees it, in this process or in another; see `app.batcher.Batcher`."""
+
+    def submit(self, units: Sequence[Unit], deadline: float) -> Ticket:
+        """Queues one request's units."""
+
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+        """Raises what `submit` would."""
+
+    def waiting(self) -> Waiting:
+        """What is in the queue."""
+
+    def stuck(self) -> str | None:
+        """Why no progress can be made, or None."""
+
+    def close(self) -> None:
+        """Fails what still waits."""

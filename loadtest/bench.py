@@ -113,7 +113,7 @@ def serving(command: list[str], ready_path: str, env: dict[str, str]) -> Iterato
 def answers(url: str) -> bool:
     """Whether something serves there: a 404 or 405 will do for a server without a readiness route."""
     try:
-        urllib.request.urlopen(url, timeout=2)  # noqa: S310 - a loopback address made above
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - a loopback address made above
     except urllib.error.HTTPError as error:
         return error.code in (404, 405)
     except OSError:

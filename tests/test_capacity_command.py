@@ -1,13 +1,12 @@
 """`python -m loadtest.capacity` as people run it, on the real server: every file, every metric, exit codes."""
 
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from loadtest.capacity import schema
-from tests.process import ROOT
+from tests.process import ROOT, free_port
 
 QUICK = ("--min-step-seconds", "0.5", "--max-step-seconds", "1", "--max-in-flight", "4", "--start-seconds", "2")
 
@@ -77,9 +76,7 @@ def test_a_url_that_never_answers_200_is_one_line_and_nothing_written(server, tm
 
 
 def test_nothing_listening_is_one_line(tmp_path):
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     done = capacity("--url", f"http://127.0.0.1:{port}/predict", "--out", tmp_path / "out", "--quiet")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -1,7 +1,6 @@
 """A real Prometheus scrapes a real server under load; what HPA, KEDA, dashboard and alerts ask gets sane answers."""
 
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -12,7 +11,7 @@ import httpx
 import pytest
 
 from tests.manifests import tool
-from tests.process import ServerProcess
+from tests.process import ServerProcess, free_port
 from tests.test_k8s_rules import adapter_query, alerts, dashboard_queries, hpa_metric, keda_query, recorded, rules
 
 PATIENCE_SECONDS = 60
@@ -45,11 +44,6 @@ class Prometheus:
                 pass  # not listening yet, or not ready
             time.sleep(0.2)
         raise AssertionError(f"no answer to {expression}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def ask(url: str, stop: threading.Event) -> None:

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.onnx_models import save, tensor
-from tests.process import ROOT, START_SECONDS, ServerProcess
+from tests.process import ROOT, START_SECONDS, ServerProcess, free_port
 
 INFER = "/v2/models/test-model/infer"
 QUICK = 3
@@ -687,8 +687,7 @@ def test_a_second_signal_ends_the_process_without_waiting(turner: Path, second: 
 @contextmanager
 def uvicorn_with_the_factory(**settings: object) -> Iterator[tuple[subprocess.Popen[bytes], int, Callable[[], str]]]:
     """`uvicorn app.main:create_app --factory`: its process, its port, what it wrote."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
     chosen = {"APP_PROVIDER": "cpu"} | {f"APP_{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from loadtest.texts import MIX, mixed
-from tests.process import ROOT
+from tests.process import ROOT, free_port
 
 LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
 # A shared machine may be slow; tests are about what is sent, not how fast.
@@ -140,12 +139,6 @@ def test_wrong_options_end_before_anything_is_sent(server, tmp_path, arguments, 
     assert code != 0
     assert says in output
     assert rows == {}
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def wait_for(ready):

@@ -84,12 +84,12 @@ def test_the_jobs_commands_run_with_the_jobs_files(objects, server, tmp_path):
 
     def start(role):
         container = pods(objects)[f"sentiment-inference-loadtest-{role}"]["spec"]["containers"][0]
-        here = {"/work": str(tmp_path), "--master-host=sentiment-inference-loadtest-master": "--master-host=127.0.0.1"}
+        here = {"/opt": str(tmp_path), "--master-host=sentiment-inference-loadtest-master": "--master-host=127.0.0.1"}
         arguments = container["args"]
         for old, new in here.items():
             arguments = [argument.replace(old, new) for argument in arguments]
         arguments.append(f"--master-bind-port={port}" if role == "master" else f"--master-port={port}")
-        variables = {each["name"]: each["value"].replace("/work", str(tmp_path)) for each in container["env"]}
+        variables = {each["name"]: each["value"].replace("/opt", str(tmp_path)) for each in container["env"]}
         environment = {**os.environ, **options, **shorter, "LOADTEST_SLO_P95_MS": "20000", **variables}
         return subprocess.Popen(
             [sys.executable, "-m", "locust", *arguments],

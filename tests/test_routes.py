@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import onnx_models
-from tests.process import BUNDLED, ServerProcess
+from tests.process import BUNDLED, ServerProcess, free_port
 
 MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 MAX_BODY_BYTES = 20_000
@@ -649,12 +649,6 @@ def test_a_run_that_fails_repeats_no_number_of_its_input(package):
     assert "7340339" not in refused(response, 500)
     assert "7340339" not in written
     assert '"status":500' in written
-
-
-def free_port() -> int:
-    """Text logs do not tell a program which port the kernel picked."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return probe.getsockname()[1]
 
 
 def wait_until_ready(client: httpx.Client) -> None:

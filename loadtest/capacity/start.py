@@ -1,18 +1,14 @@
 """How long a replica takes from process start to ready: measured where it can be, else what the server says."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
+from loadtest.bench import HOST, ROOT, answers, free_port
 from loadtest.capacity.load import Target
 from loadtest.capacity.scrape import Reading
 
-ROOT = Path(__file__).parent.parent.parent
 TRIES = 3
 TIMEOUT_SECONDS = 120.0
 # Interpreter and imports, before the stages that model_load_seconds counts.
@@ -46,22 +42,17 @@ def measure() -> float | None:
 
 
 def _once() -> float | None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = int(sock.getsockname()[1])
-    env = {**os.environ, "APP_HOST": "127.0.0.1", "APP_PORT": str(port)}
+    port = free_port()
+    env = {**os.environ, "APP_HOST": HOST, "APP_PORT": str(port)}
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "app"], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         while process.poll() is None and time.perf_counter() - started < TIMEOUT_SECONDS:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1).close()
-            except (OSError, urllib.error.HTTPError):
-                time.sleep(0.01)
-            else:
+            if answers(f"http://{HOST}:{port}/ready"):
                 return time.perf_counter() - started
+            time.sleep(0.01)
         return None
     finally:
         process.kill()
