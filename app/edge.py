@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import STATUSES, RequestError, Unavailable
+from app.errors import REJECT_REASONS, STATUSES, RequestError, Unavailable
 from app.exchange import Answer, Exchange, Exchanges, error_answer, request_id_of
 from app.logs import logger, stack_of
 from app.metrics import ROUTES, Metrics
@@ -67,6 +67,7 @@ class Edge:
         metrics.in_flight.set_function(lambda: traffic.in_flight)
         # Looking a child up by its labels costs more than counting on it.
         self.requests = {(r, status): metrics.requests.labels(r, str(status)) for r in ROUTES for status in STATUSES}
+        self.rejected = {reason: metrics.rejected.labels(reason) for reason in REJECT_REASONS}
         self.durations = {route: metrics.duration.labels(route) for route in ROUTES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +95,7 @@ class Edge:
                 answer = error_answer(error)
                 exchange.error = type(error).__name__
                 if error.reason is not None:
-                    self.metrics.rejected.labels(error.reason).inc()
+                    self.rejected[error.reason].inc()
             except asyncio.CancelledError:
                 if not self.predictor.draining:
                     raise
@@ -125,7 +126,9 @@ class Edge:
         status = exchange.status or Unavailable.status
         self.requests[exchange.route, status].inc()
         self.durations[exchange.route].observe(seconds)
-        self.metrics.request_bytes.observe(exchange.body_bytes)
+        # A request refused before its body was read says nothing of sizes.
+        if exchange.body_bytes:
+            self.metrics.request_bytes.observe(exchange.body_bytes)
         usage, model = exchange.usage, self.predictor.model
         self.log.info(
             "request",

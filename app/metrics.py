@@ -51,7 +51,7 @@ class Metrics:
         self.runners = gauge("inference_runners", "Concurrent runs of the model.")
         self.runner_busy = counter("inference_runner_busy_seconds_total", "Time spent in runs, summed over runners.")
         self.rejected = counter("inference_rejected_total", "Requests refused or given up.", "reason")
-        self.request_bytes = histogram("inference_request_bytes", "Size of request bodies.", _BYTES)
+        self.request_bytes = histogram("inference_request_bytes", "Size of request bodies that were read.", _BYTES)
         self.load = gauge("model_load_seconds", "Time each stage took before the model was ready.", "stage")
         self.ready = gauge("model_ready", "1 while the model may answer.")
         self.info = gauge(

@@ -1,9 +1,11 @@
 """Logs: one line per inference request with all that an operator needs, and never a word of what a client sent."""
 
 import asyncio
+import io
 import json
 import logging
 import re
+import select
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -153,6 +155,54 @@ def test_startup_says_where_it_listens_and_what_it_serves(server: ServerProcess)
         "cpu",
     )
     assert len(ready["digest"]) == 64
+
+
+# --- few writes -------------------------------------------------------------------------------------------------------
+
+
+class Recorded(io.RawIOBase):
+    """A file that remembers each write as the system would see it."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.writes.append(bytes(data))
+        return len(data)
+
+
+async def test_lines_of_one_turn_of_the_event_loop_leave_in_one_write_and_in_order() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    for turn in range(3):
+        for number in range(5):
+            lines.info(b"%d.%d\n" % (turn, number))
+        assert len(file.writes) == turn
+        await asyncio.sleep(0)
+    assert file.writes == [b"".join(b"%d.%d\n" % (turn, number) for number in range(5)) for turn in range(3)]
+
+
+async def test_no_write_is_larger_than_a_pipe_takes_whole_or_cuts_a_line() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    sent = [b"%03d" % number + b"x" * (number * 7 % 900) + b"\n" for number in range(200)]
+    for line in sent:
+        lines.info(line)
+    await asyncio.sleep(0)
+    assert b"".join(file.writes) == b"".join(sent)
+    assert all(write.endswith(b"\n") and len(write) <= select.PIPE_BUF for write in file.writes)
+    assert len(file.writes) < len(sent) / 4
+
+
+def test_without_an_event_loop_a_line_is_written_at_once() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    lines.info(b"one\n")
+    lines.error(b"two\n")
+    assert file.writes == [b"one\n", b"two\n"]
 
 
 # --- never a word of the input ----------------------------------------------------------------------------------------
