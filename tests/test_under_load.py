@@ -1,0 +1,73 @@
+"""Relations that make the server fast, each within one run on whatever machine this is; `make bench` has numbers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtest import bench
+from loadtest.bench import Running, closed, free_model, service, serving, uvicorn_command
+from loadtest.texts import sentences
+from tests.process import BUNDLED
+
+SECONDS = 2.5
+TEXTS = sentences(1024, seed=2)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Running]:
+    with serving(*service(BUNDLED, max_queue_wait_ms=600_000, request_timeout_ms=600_000)) as running:
+        yield running
+
+
+def totals(running: Running) -> dict[str, float]:
+    text = httpx.get(f"http://{bench.HOST}:{running.port}/metrics").text
+    return {
+        sample.name + "".join(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.name.startswith("inference_")
+    }
+
+
+def under(running: Running, connections: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The client's summary of a closed loop, and what each metric gained by it."""
+    before = totals(running)
+    summary = closed(running, running.requests(TEXTS), connections, SECONDS)
+    gained = {name: value - before[name] for name, value in totals(running).items()}
+    assert summary["refused_per_second"] == summary["unanswered"] == 0
+    return summary, gained
+
+
+def test_a_crowd_shares_runs_and_rows_of_a_run_are_of_similar_length(bundled: Running) -> None:
+    _, gained = under(bundled, 64)
+    assert gained["inference_batch_rows_sum"] >= 4 * gained["inference_run_seconds_count"]
+    real, padding = gained["inference_tokens_totalreal"], gained["inference_tokens_totalpadding"]
+    assert padding <= 0.2 * (real + padding)
+    # As they come, eight at a time, the same texts would be more than a third padding.
+    lengths = [len(text) for text in TEXTS]
+    eights = [lengths[start : start + 8] for start in range(0, len(lengths), 8)]
+    assert sum(lengths) < 0.65 * sum(max(eight) * 8 for eight in eights)
+
+
+def test_a_client_alone_never_waits_for_company(bundled: Running) -> None:
+    _, gained = under(bundled, 1)
+    assert gained["inference_batch_rows_sum"] == gained["inference_run_seconds_count"] > 0
+    assert gained["inference_queue_wait_seconds_sum"] < gained["inference_run_seconds_sum"] / 2
+
+
+def test_a_crowd_costs_less_cpu_for_each_request_than_a_client_alone(bundled: Running) -> None:
+    crowd, alone = under(bundled, 64)[0], under(bundled, 1)[0]
+    assert crowd["server_cpu_ms_per_request"] < alone["server_cpu_ms_per_request"]
+
+
+def test_all_but_the_model_costs_a_few_times_what_a_web_server_with_a_constant_answer_does(tmp_path: Path) -> None:
+    with serving(*service(free_model(tmp_path))) as running:
+        ours, _ = under(running, 64)
+    floor = uvicorn_command("loadtest.floor:app", 1, "--loop", "uvloop", "--http", "httptools", "--no-server-header")
+    with serving(floor, "/", {}) as running:
+        least = closed(running, running.requests(TEXTS), 64, SECONDS)
+    # About six times as measured: tokens, queue, two threads, batch, metrics, a log line.
+    assert ours["server_cpu_ms_per_request"] < 12 * least["server_cpu_ms_per_request"]
