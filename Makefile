@@ -28,8 +28,8 @@ run: $(VENV)/cpu ## serve the bundled model on :8000
 test: $(VENV)/dev ## install what the tests need, then run the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths: memory must stay flat
-	$(BIN)/python -m pytest tests/test_soak.py --soak-requests 100000 -s
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity: memory must stay flat
+	$(BIN)/python -m pytest tests/test_soak.py tests/test_under_load.py --soak-requests 100000 --overload-seconds 60 -s
 
 lint: $(VENV)/dev ## style, types, Dockerfiles, shell scripts
 	$(BIN)/ruff check .

@@ -73,6 +73,10 @@ class Running:
         """Of the process that has the model: the first."""
         return float(sum(self._root.cpu_times()[:2]))
 
+    def resident_bytes(self) -> int:
+        """Now, summed over processes."""
+        return sum(process.memory_info().rss for process in self._all())
+
     def peak_bytes(self) -> int:
         """Largest resident size so far, summed over processes."""
         total = 0
@@ -119,6 +123,12 @@ def answers(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def allow_connections() -> None:
+    """An open loop holds thousands of connections; many shells allow a thousand files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 16384)), hard))
 
 
 def measure(running: Running, requests: list[bytes], load: Any) -> dict[str, float]:
@@ -354,8 +364,7 @@ def main() -> None:
     parser.add_argument("--wait-ms-100", type=float, default=40, help="APP_MAX_QUEUE_WAIT_MS for goodput in 100 ms")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     args = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 16384)), hard))
+    allow_connections()
     report = run(args)
     report["targets"] = [
         {"name": t.name, "value": round(t.value, 3), "bound": t.bound, "at_least": t.at_least, "met": t.met}

@@ -1,18 +1,24 @@
 """Relations that make the server fast, each within one run on whatever machine this is; `make bench` has numbers."""
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest import bench
 from loadtest.bench import Running, closed, free_model, service, serving, uvicorn_command
+from loadtest.client import open_loop
 from loadtest.texts import sentences
 from tests.process import BUNDLED
 
 SECONDS = 2.5
+PATIENCE_SECONDS = 60
+GROWTH_BYTES = 16 * 2**20
 TEXTS = sentences(1024, seed=2)
 
 
@@ -71,3 +77,61 @@ def test_all_but_the_model_costs_a_few_times_what_a_web_server_with_a_constant_a
         least = closed(running, running.requests(TEXTS), 64, SECONDS)
     # About six times as measured: tokens, queue, two threads, batch, metrics, a log line.
     assert ours["server_cpu_ms_per_request"] < 12 * least["server_cpu_ms_per_request"]
+
+
+class Probes:
+    """A kubelet and a Prometheus, in a thread: what they were answered."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://{bench.HOST}:{port}"
+        self.statuses: Counter[tuple[str, int]] = Counter()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        # A connection for each probe, as the kubelet's.
+        while not self._over.wait(0.2):
+            for path in ("/live", "/metrics"):
+                self.statuses[path, httpx.get(self.url + path, timeout=PATIENCE_SECONDS).status_code] += 1
+
+    def __enter__(self) -> "Probes":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def test_five_times_its_capacity_leaves_nothing_behind(request: pytest.FixtureRequest) -> None:
+    seconds = request.config.getoption("--overload-seconds")
+    bench.allow_connections()
+    with serving(*service(BUNDLED)) as running:
+        requests = running.requests(TEXTS)
+        capacity = closed(running, requests, 16, SECONDS)["requests_per_second"]
+
+        def overload() -> dict[str, float]:
+            with Probes(running.port) as probes:
+                load = open_loop(bench.HOST, running.port, requests, 5 * capacity, seconds, PATIENCE_SECONDS)
+                outcome = uvloop.run(load)
+            assert outcome.unanswered == 0
+            # None was cut off (0) or failed.
+            assert {200, 503} <= set(outcome.statuses) <= {200, 503, 504}
+            assert set(probes.statuses) == {("/live", 200), ("/metrics", 200)}
+            return outcome.summary()
+
+        overload()
+        before = running.resident_bytes()
+        summary = overload()
+        grown = running.resident_bytes() - before
+        assert grown <= GROWTH_BYTES, f"{grown / 2**20:.1f} MiB more"
+        after = totals(running)
+        assert after["inference_requests_in_flight"] == after["inference_queue_rows"] == 0
+        # The load has left no trace in how it answers.
+        again = closed(running, requests, 16, SECONDS)
+        assert again["refused_per_second"] == 0
+        print(
+            f"{seconds:g} s at 5 x {capacity:.0f} requests/s: goodput within 250 ms "
+            f"{summary['goodput_250ms_per_second'] / capacity:.2f}, refusal p99 {summary['refusal_p99_ms']:.0f} ms, "
+            f"{grown / 2**20:+.1f} MiB resident, then {again['requests_per_second'] / capacity:.2f} of capacity"
+        )
