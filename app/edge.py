@@ -114,8 +114,11 @@ class Edge:
             ]
             if self.predictor.leaving:
                 headers.append((b"connection", b"close"))
-            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": answer.body})
+            if exchange.connection is not None:
+                await exchange.connection.answer(answer.status, headers, answer.body)
+            else:
+                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                await send({"type": "http.response.body", "body": answer.body})
         finally:
             self.traffic.leave()
             self._record(exchange)

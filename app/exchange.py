@@ -7,9 +7,9 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope
@@ -21,11 +21,20 @@ from app.predictor import Usage
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Bodies being received at once, in units of the largest one allowed: bounds memory whatever clients send.
 MAX_BODIES = 32
-# The key in a scope's extensions of an object that calls its `on_lost` when the client leaves. Our own server gives
-# it (see `app.server`); under another one a task waits for the client's leaving, which costs more.
+# The key in a scope's extensions of a `Connection`. Our own server gives it (see `app.protocol`); under another one
+# ASGI's messages do the same, which costs more.
 CONNECTION = "sentiment_inference.connection"
 T = TypeVar("T")
 _ENCODER = msgspec.json.Encoder()
+
+
+class Connection(Protocol):
+    """A client's connection; calls its `on_lost` when the client leaves."""
+
+    on_lost: Callable[[], None] | None
+
+    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Sends a whole response."""
 
 
 @dataclass(slots=True)
@@ -87,9 +96,9 @@ class Exchange:
         "_expired",
         "_gone",
         "_receive",
-        "_scope",
         "_task",
         "body_bytes",
+        "connection",
         "deadline",
         "error",
         "headers",
@@ -116,7 +125,7 @@ class Exchange:
         self.body_bytes = 0
         self.usage = Usage()
         self.slot = 0
-        self._scope = scope
+        self.connection: Connection | None = scope.get("extensions", {}).get(CONNECTION)
         self._receive = receive
         self._common = common
         task = asyncio.current_task(common.loop)
@@ -173,10 +182,9 @@ class Exchange:
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """The result of `work`; cancels it and raises ClientClosed when the client leaves first."""
-        connection = self._scope.get("extensions", {}).get(CONNECTION)
         watcher = None
-        if connection is not None:
-            connection.on_lost = self._leave
+        if self.connection is not None:
+            self.connection.on_lost = self._leave
         else:
             watcher = self._common.loop.create_task(self._watch())
         try:
@@ -188,8 +196,8 @@ class Exchange:
         finally:
             if watcher is not None:
                 watcher.cancel()
-            else:
-                connection.on_lost = None
+            elif self.connection is not None:
+                self.connection.on_lost = None
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -8,6 +8,7 @@ import pytest
 import uvicorn
 
 from app import protocol
+from app.exchange import CONNECTION
 from app.server import listen, uvicorn_config
 
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
@@ -65,48 +66,6 @@ async def test_a_connection_with_whole_heads_stays_open(patience: float) -> None
             await asyncio.sleep(0.12)
 
 
-class Written:
-    """A transport that remembers what was written to it."""
-
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.writes.append(data)
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-
-OK = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-async def test_head_and_body_of_an_answer_travel_together() -> None:
-    transport = Written()
-    joined = protocol.JoinedWrites(transport, asyncio.get_running_loop())
-    for part in (OK, b"one", b"two", OK, b"three"):
-        joined.write(part)
-    await asyncio.sleep(0)
-    assert transport.writes == [OK + b"one", b"two", OK + b"three"]
-
-
-async def test_a_head_whose_body_comes_later_or_never_is_not_held_back() -> None:
-    transport = Written()
-    joined = protocol.JoinedWrites(transport, asyncio.get_running_loop())
-    joined.write(OK)
-    await asyncio.sleep(0)
-    assert transport.writes == [OK]
-    joined.write(OK)
-    joined.close()
-    assert (transport.writes, transport.closed, joined.is_closing()) == ([OK, OK], True, True)
-    await asyncio.sleep(0)
-
-
 async def test_an_answer_in_parts_and_one_without_a_body_arrive() -> None:
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
@@ -119,3 +78,64 @@ async def test_an_answer_in_parts_and_one_without_a_body_arrive() -> None:
         assert (await reader.readuntil(b"onetwo")).startswith(b"HTTP/1.1 200")
         writer.write(HEAD.replace(b"GET", b"HEAD") + b"connection: close\r\n\r\n")
         assert (await reader.read()).endswith(b"\r\n\r\n")
+
+
+async def whole(scope, receive, send) -> None:
+    """Answers through the connection, and ends it if the query says so."""
+    end = [(b"connection", b"close")] if scope["query_string"] else []
+    headers = [(b"content-length", b"%d" % len(scope["path"])), *end]
+    await scope["extensions"][CONNECTION].answer(200, headers, scope["path"].encode())
+
+
+async def test_whole_answers_come_in_the_order_of_pipelined_requests() -> None:
+    async with connected(whole) as (reader, writer), asyncio.timeout(10):
+        writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(5)))
+        for number in range(5):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"\r\ndate: " in head
+            assert b"connection:" not in head
+            assert await reader.readexactly(2) == b"/%d" % number
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /bye HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        b"GET /bye HTTP/1.0\r\n\r\n",
+        b"GET /bye?end HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /bye?end HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    ],
+)
+async def test_the_last_answer_on_a_connection_says_so_once(request_head: bytes) -> None:
+    async with connected(whole) as (reader, writer), asyncio.timeout(10):
+        writer.write(request_head)
+        answered = await reader.read()
+        assert answered.count(b"connection: close\r\n") == 1
+        assert answered.endswith(b"\r\n\r\n/bye")
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_client_that_does_not_read_is_waited_for_until_it_leaves(leaves: bool) -> None:
+    size, started, ended = 8 * 2**20, [], []
+
+    async def large(scope, receive, send) -> None:
+        started.append(scope["path"])
+        await scope["extensions"][CONNECTION].answer(200, [(b"content-length", b"%d" % size)], bytes(size))
+        ended.append(scope["path"])
+
+    async with connected(large) as (reader, writer), asyncio.timeout(10):
+        writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(2)))
+        while len(started) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        # The first fills every buffer on the way.
+        assert ended == ["/0"]
+        if leaves:
+            writer.transport.abort()
+        else:
+            for _ in range(2):
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(size)
+        while len(ended) < 2:
+            await asyncio.sleep(0.01)
