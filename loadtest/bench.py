@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import psutil
 import uvloop
 
 from loadtest.client import Outcome, closed_loop, open_loop, post
+from loadtest.targets import table, targets
 from loadtest.texts import sentences
 
 ROOT = Path(__file__).parent.parent
@@ -35,20 +36,6 @@ CONNECTIONS = (1, 8, 64, 256)
 OVERLOADS = (0.5, 0.8, 1.2, 2.0, 5.0)
 HTTP_PROCESSES = (1, 2)
 FREE_TOKENS = 1 << 10
-
-
-@dataclass(frozen=True)
-class Target:
-    """One line of the table of targets: `value` must be at least (or at most) `bound`."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 class Running:
@@ -273,88 +260,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def targets(report: dict[str, Any]) -> list[Target]:
-    """The figures of merit, each a ratio within the run."""
-    ceilings = [report[name]["with_tokenising"] for name in ("ceiling_before", "ceiling_after")]
-    best = sum(c["per_second"] for c in ceilings) / 2
-    cpu = sum(c["cpu_ms"] for c in ceilings) / 2
-    single = (report["ceiling_before"]["single_p50_ms"] + report["ceiling_after"]["single_p50_ms"]) / 2
-    loops, opens, capacity = report["closed"], report["open"], report["capacity"]
-    strict = report["open_100"][2.0]
-
-    def per_ceiling(n: int) -> float:
-        return float(loops[n]["requests_per_second"] / best)
-
-    result = [
-        Target("throughput at 64 connections / ceiling with tokenisation", per_ceiling(64), 0.92, True),
-        Target("throughput at 8 connections / ceiling", per_ceiling(8), 0.85, True),
-        Target("throughput at 256 connections / ceiling", per_ceiling(256), 0.92, True),
-        Target("CPU per request at 64 / ceiling's CPU", loops[64]["server_cpu_ms_per_request"] / cpu, 1.10, False),
-        Target(
-            "p50 at 1 connection / (run + tokenise + web floor)",
-            loops[1]["p50_ms"] / (single + report["floor"][1]["p50_ms"]),
-            1.25,
-            False,
-        ),
-        Target("p99 at half load / p50 at 1 connection", report["half_load"]["p99_ms"] / loops[1]["p50_ms"], 4, False),
-    ]
-    result += [
-        Target(
-            f"goodput within 250 ms at {f:g}x / capacity", opens[f]["goodput_250ms_per_second"] / capacity, 0.95, True
-        )
-        for f in (1.2, 2.0, 5.0)
-    ]
-    result += [
-        Target("goodput within 100 ms at 2x / capacity", strict["goodput_100ms_per_second"] / capacity, 0.90, True),
-        Target("time to a refusal at 2x, p99, ms", opens[2.0]["refusal_p99_ms"], 20, False),
-        Target("time to a refusal at 5x, p99, ms", opens[5.0]["refusal_p99_ms"], 20, False),
-        Target("process start to ready, s", report["start_seconds"], 1.0, False),
-        Target("peak memory, MB", report["peak_bytes"] / 1e6, 200, False),
-        Target(
-            "web side alone / web floor",
-            report["free_model"][1]["requests_per_second"] / report["floor"][64]["requests_per_second"],
-            0.6,
-            True,
-        ),
-    ]
-    return result
-
-
-def table(report: dict[str, Any]) -> str:
-    """What people read."""
-    ceilings = [report[name]["with_tokenising"]["per_second"] for name in ("ceiling_before", "ceiling_after")]
-    best = sum(ceilings) / 2
-    lines = [
-        f"ceiling with tokenisation {ceilings[0]:.0f} then {ceilings[1]:.0f} sentences/s on {report['cpus']} CPUs",
-        "",
-        f"{'load':<24}{'req/s':>9}{'/ceiling':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>8}{'client':>8}",
-    ]
-    rows = {f"closed loop, {n}": report["closed"][n] for n in CONNECTIONS}
-    rows |= {f"open loop, {f:g} x capacity": report["open"][f] for f in OVERLOADS}
-    rows |= {f"plain FastAPI, {w} worker": report[f"plain_{w}"] for w in (1, 2)}
-    for name, row in rows.items():
-        rate = row["requests_per_second"]
-        lines.append(
-            f"{name:<24}{rate:>9.0f}{rate / best:>10.2f}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
-            f"{row['server_cpu_ms_per_request']:>8.2f}{row['client_cpu_share']:>8.2f}"
-        )
-    lines.append("")
-    for processes, row in report["free_model"].items():
-        engine = row["engine_cpu_ms_per_request"]
-        lines.append(
-            f"web side alone, APP_HTTP_PROCESSES={processes}: {row['requests_per_second']:.0f} req/s at "
-            f"{row['server_cpu_ms_per_request']:.3f} CPU ms; the first process spends {engine:.3f}, enough for "
-            f"{1e3 / engine:.0f} req/s"
-        )
-    lines += ["", f"{'figure':<58}{'value':>9}{'target':>9}"]
-    for target in targets(report):
-        sign = ">=" if target.at_least else "<="
-        lines.append(
-            f"{target.name:<58}{target.value:>9.2f}{sign:>4}{target.bound:>5.4g} {'' if target.met else 'MISSED'}"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Command line of `python -m loadtest.bench`."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
@@ -367,8 +272,7 @@ def main() -> None:
     allow_connections()
     report = run(args)
     report["targets"] = [
-        {"name": t.name, "value": round(t.value, 3), "bound": t.bound, "at_least": t.at_least, "met": t.met}
-        for t in targets(report)
+        {**asdict(target), "value": round(target.value, 3), "met": target.met} for target in targets(report)
     ]
     args.out.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))

@@ -22,7 +22,8 @@ from loadtest.bench import HOST, ROOT, answers, free_port, service
 from loadtest.client import closed_loop, post
 from loadtest.texts import sentences
 
-RATE_HZ = 400
+# Each sample stops the server for a moment, so that its stacks are whole.
+RATE_HZ = 100
 # Row → functions as py-spy names them, "name (file". The innermost match in a stack decides.
 ROWS = {
     "model run (ONNX Runtime)": ("run (app/session.py",),
@@ -30,14 +31,15 @@ ROWS = {
     "split results": ("split (app/task.py",),
     "tokenise": ("encode (app/task.py",),
     "queue: admit, sort, take": ("submit (app/batcher.py", "_take (app/batcher.py", "(app/rowqueue.py"),
-    "runner: hand over": ("_turn (app/batcher.py", "_try (app/batcher.py", "_describe (app/batcher.py"),
+    "runner: hand over": ("_turn (app/batcher.py", "_try (app/batcher.py", "describe (app/ticket.py"),
     "deliver results": ("_deliver (app/batcher.py", "_observe (app/predictor.py"),
     "read body, watch client": ("(app/exchange.py",),
     "decode JSON": ("decode_json (app/routes.py",),
     "encode JSON": ("json_answer (app/exchange.py",),
     "metrics and log line": ("_record (app/edge.py",),
     "HTTP parse": ("data_received (uvicorn", "on_headers_complete (uvicorn"),
-    "HTTP send": ("send (uvicorn",),
+    "HTTP send": ("answer (app/protocol.py", "send (uvicorn"),
+    "event loop and sockets": ("run (asyncio/runners.py",),
     "own glue": ("(app/",),
     "server glue": ("(uvicorn", "(starlette", "(fastapi"),
 }
@@ -78,11 +80,7 @@ def profile(artifact: Path, connections: int, seconds: float) -> dict[str, Any]:
             uvloop.run(closed_loop(HOST, port, requests, connections, seconds / 4))
             py_spy = [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(server.pid)]
             options = ["--format", "raw", "--output", str(raw), "--rate", str(RATE_HZ), "--duration", str(int(seconds))]
-            spy = subprocess.Popen(
-                [*py_spy, *options, "--nonblocking"],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            spy = subprocess.Popen([*py_spy, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             process = psutil.Process(server.pid)
             before = process.cpu_times()
             outcome = uvloop.run(closed_loop(HOST, port, requests, connections, seconds))

@@ -3,9 +3,6 @@
 import asyncio
 import math
 
-import pytest
-
-from loadtest import bench
 from loadtest.client import Outcome, closed_loop, open_loop, post
 from loadtest.texts import sentences
 
@@ -85,45 +82,3 @@ def test_a_summary_tells_goodput_from_refusals():
     assert summary["goodput_250ms_per_second"] == 1.0
     assert summary["refusal_p99_ms"] == 1.0
     assert math.isnan(Outcome(1.0).summary()["p50_ms"])
-
-
-@pytest.fixture
-def report():
-    load = {
-        "requests_per_second": 95.0,
-        "server_cpu_ms_per_request": 2.0,
-        "engine_cpu_ms_per_request": 2.0,
-        "p50_ms": 10.0,
-        "p99_ms": 20.0,
-        "goodput_250ms_per_second": 95.0,
-        "goodput_100ms_per_second": 95.0,
-        "refusal_p99_ms": 2.0,
-        "client_cpu_share": 0.1,
-    }
-    ceiling = {"with_tokenising": {"per_second": 100.0, "cpu_ms": 1.9}, "single_p50_ms": 9.0}
-    return {
-        "cpus": 2,
-        "ceiling_before": ceiling,
-        "ceiling_after": ceiling,
-        "floor": {1: {**load, "p50_ms": 1.0}, 64: {**load, "requests_per_second": 1000.0}},
-        "free_model": {1: {**load, "requests_per_second": 500.0}, 2: load},
-        "closed": dict.fromkeys(bench.CONNECTIONS, load),
-        "open": dict.fromkeys(bench.OVERLOADS, load),
-        "open_100": {2.0: load},
-        "half_load": load,
-        "capacity": 100.0,
-        "start_seconds": 0.7,
-        "peak_bytes": 150e6,
-        "plain_1": load,
-        "plain_2": load,
-    }
-
-
-def test_targets_are_ratios_within_the_run(report):
-    targets = {target.name: target for target in bench.targets(report)}
-    through = targets["throughput at 64 connections / ceiling with tokenisation"]
-    assert (through.value, through.met) == (0.95, True)
-    assert targets["p50 at 1 connection / (run + tokenise + web floor)"].value == 1.0
-    web = targets["web side alone / web floor"]
-    assert (web.value, web.met) == (0.5, False)
-    assert "MISSED" in bench.table(report)

@@ -1,0 +1,141 @@
+"""What the benchmark's report amounts to: figures of merit beside their targets, and the table that people read."""
+
+import heapq
+import random
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets: `value` must be at least (or at most) `bound`. `limit` is what a server could
+    reach here whose web side costs no more than the floor, and whose model runs as the ceiling's."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool
+    limit: float | None = None
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def client_cpu_ms(load: dict[str, float]) -> float:
+    """CPU milliseconds of the load generator for each answer."""
+    share = load["client_cpu_share"]
+    return load["server_cpu_ms_per_request"] * share / (1 - share)
+
+
+def queue_p99_ms(service_ms: list[float], rate: float, servers: int, arrivals: int = 100_000) -> float:
+    """Of the time in a queue for `servers`, first come, first served: Poisson arrivals at `rate` a second, and times of
+    service drawn from `service_ms`."""
+    rng = random.Random(0)
+    free = [0.0] * servers
+    now, times = 0.0, []
+    for _ in range(arrivals):
+        now += rng.expovariate(rate) * 1e3
+        end = max(now, heapq.heappop(free)) + rng.choice(service_ms)
+        heapq.heappush(free, end)
+        times.append(end - now)
+    return sorted(times)[int(0.99 * arrivals)]
+
+
+def targets(report: dict[str, Any]) -> list[Target]:
+    """The figures of merit, each a ratio within the run."""
+    ceilings = [report[name]["with_tokenising"] for name in ("ceiling_before", "ceiling_after")]
+    best = sum(c["per_second"] for c in ceilings) / 2
+    cpu = sum(c["cpu_ms"] for c in ceilings) / 2
+    singles = sorted(report["ceiling_before"]["single_ms"] + report["ceiling_after"]["single_ms"])
+    single = singles[len(singles) // 2]
+    loops, opens, capacity = report["closed"], report["open"], report["capacity"]
+    strict, cpus = report["open_100"][2.0], report["cpus"]
+    web = report["floor"][64]["server_cpu_ms_per_request"]
+
+    def closed_loop_target(n: int, name: str, bound: float) -> Target:
+        load = loops[n]
+        limit = cpu / (cpu + web + client_cpu_ms(load))
+        return Target(name, load["requests_per_second"] / best, bound, True, limit)
+
+    def goodput_target(load: dict[str, float], factor: float, ms: int, bound: float) -> Target:
+        rate = load["requests_per_second"] + load["refused_per_second"]
+        left = (1e3 * cpus - rate * (web + client_cpu_ms(load))) / cpu
+        name = f"goodput within {ms} ms at {factor:g}x / capacity"
+        value = load[f"goodput_{ms}ms_per_second"] / capacity
+        return Target(name, value, bound, True, min(factor, left / capacity))
+
+    return [
+        closed_loop_target(64, "throughput at 64 connections / ceiling with tokenisation", 0.92),
+        closed_loop_target(8, "throughput at 8 connections / ceiling", 0.85),
+        closed_loop_target(256, "throughput at 256 connections / ceiling", 0.92),
+        Target(
+            "CPU per request at 64 / ceiling's CPU",
+            loops[64]["server_cpu_ms_per_request"] / cpu,
+            1.10,
+            False,
+            1 + web / cpu,
+        ),
+        Target(
+            "p50 at 1 connection / (run + tokenise + web floor)",
+            loops[1]["p50_ms"] / (single + report["floor"][1]["p50_ms"]),
+            1.25,
+            False,
+            1.0,
+        ),
+        Target(
+            "p99 at half load / p50 at 1 connection",
+            report["half_load"]["p99_ms"] / loops[1]["p50_ms"],
+            4,
+            False,
+            queue_p99_ms(singles, capacity / 2, cpus) / single,
+        ),
+        *(goodput_target(opens[factor], factor, 250, 0.95) for factor in (1.2, 2.0, 5.0)),
+        goodput_target(strict, 2.0, 100, 0.90),
+        Target("time to a refusal at 2x, p99, ms", opens[2.0]["refusal_p99_ms"], 20, False),
+        Target("time to a refusal at 5x, p99, ms", opens[5.0]["refusal_p99_ms"], 20, False),
+        Target("process start to ready, s", report["start_seconds"], 1.0, False),
+        Target("peak memory, MB", report["peak_bytes"] / 1e6, 200, False),
+        Target(
+            "web side alone / web floor",
+            report["free_model"][1]["requests_per_second"] / report["floor"][64]["requests_per_second"],
+            0.6,
+            True,
+        ),
+    ]
+
+
+def table(report: dict[str, Any]) -> str:
+    """What people read."""
+    ceilings = [report[name]["with_tokenising"]["per_second"] for name in ("ceiling_before", "ceiling_after")]
+    best = sum(ceilings) / 2
+    lines = [
+        f"ceiling with tokenisation {ceilings[0]:.0f} then {ceilings[1]:.0f} sentences/s on {report['cpus']} CPUs",
+        "",
+        f"{'load':<24}{'req/s':>9}{'/ceiling':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>8}{'client':>8}",
+    ]
+    rows = {f"closed loop, {n}": row for n, row in report["closed"].items()}
+    rows |= {f"open loop, {f:g} x capacity": row for f, row in report["open"].items()}
+    rows |= {f"plain FastAPI, {w} worker": report[f"plain_{w}"] for w in (1, 2)}
+    for name, row in rows.items():
+        rate = row["requests_per_second"]
+        lines.append(
+            f"{name:<24}{rate:>9.0f}{rate / best:>10.2f}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
+            f"{row['server_cpu_ms_per_request']:>8.2f}{row['client_cpu_share']:>8.2f}"
+        )
+    lines.append("")
+    for processes, row in report["free_model"].items():
+        engine = row["engine_cpu_ms_per_request"]
+        lines.append(
+            f"web side alone, APP_HTTP_PROCESSES={processes}: {row['requests_per_second']:.0f} req/s at "
+            f"{row['server_cpu_ms_per_request']:.3f} CPU ms; the first process spends {engine:.3f}, enough for "
+            f"{1e3 / engine:.0f} req/s"
+        )
+    lines += ["", f"{'figure':<58}{'value':>9}{'target':>9}{'limit':>9}"]
+    for target in targets(report):
+        sign = ">=" if target.at_least else "<="
+        lines.append(
+            f"{target.name:<58}{target.value:>9.2f}{sign:>4}{target.bound:>5.4g}"
+            f"{'' if target.limit is None else format(target.limit, '.2f'):>9} {'' if target.met else 'MISSED'}"
+        )
+    return "\n".join(lines)
