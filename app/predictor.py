@@ -19,8 +19,6 @@ from app.ticket import Batching, Limits, Ran, Ticket
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192
-# An event loop this late gets more requests than it can refuse: work on fewer, so that it finds the time.
-MAX_LAG_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -141,9 +139,12 @@ class Predictor:
         if self.draining or self._stage != "ready":
             raise self._unavailable()
         batcher = self._serving()
-        if self._lag.seconds > MAX_LAG_SECONDS and batcher.waiting().rows:
-            raise Unavailable("too many requests at once", "queue_full")
         batcher.admit()
+        # It has waited for the event loop, too, before anybody saw it.
+        waiting = batcher.waiting()
+        wait = self._lag.seconds + waiting.wait_seconds()
+        if waiting.rows and self.limits is not None and wait > self.limits.max_wait_seconds:
+            raise Unavailable("too many requests at once", "queue_full", wait)
 
     def _unavailable(self) -> Unavailable:
         reason = "draining" if self.leaving else "not_ready"
