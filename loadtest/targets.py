@@ -49,8 +49,7 @@ def targets(report: dict[str, Any]) -> list[Target]:
     cpu = sum(c["cpu_ms"] for c in ceilings) / 2
     singles = sorted(report["ceiling_before"]["single_ms"] + report["ceiling_after"]["single_ms"])
     single = singles[len(singles) // 2]
-    loops, opens, capacity = report["closed"], report["open"], report["capacity"]
-    strict, cpus = report["open_100"][2.0], report["cpus"]
+    loops, opens, strict, cpus = report["closed"], report["open"], report["open_100"], report["cpus"]
     web = report["floor"][64]["server_cpu_ms_per_request"]
 
     def closed_loop_target(n: int, name: str, bound: float) -> Target:
@@ -58,7 +57,7 @@ def targets(report: dict[str, Any]) -> list[Target]:
         limit = cpu / (cpu + web + client_cpu_ms(load))
         return Target(name, load["requests_per_second"] / best, bound, True, limit)
 
-    def goodput_target(load: dict[str, float], factor: float, ms: int, bound: float) -> Target:
+    def goodput_target(load: dict[str, float], capacity: float, factor: float, ms: int, bound: float) -> Target:
         rate = load["requests_per_second"] + load["refused_per_second"]
         left = (1e3 * cpus - rate * (web + client_cpu_ms(load))) / cpu
         name = f"goodput within {ms} ms at {factor:g}x / capacity"
@@ -88,10 +87,10 @@ def targets(report: dict[str, Any]) -> list[Target]:
             report["half_load"]["p99_ms"] / loops[1]["p50_ms"],
             4,
             False,
-            queue_p99_ms(singles, capacity / 2, cpus) / single,
+            queue_p99_ms(singles, loops[64]["requests_per_second"] / 2, cpus) / single,
         ),
-        *(goodput_target(opens[factor], factor, 250, 0.95) for factor in (1.2, 2.0, 5.0)),
-        goodput_target(strict, 2.0, 100, 0.90),
+        *(goodput_target(opens[f], report["open_capacity"], f, 250, 0.95) for f in (1.2, 2.0, 5.0)),
+        goodput_target(strict[2.0], report["open_100_capacity"], 2.0, 100, 0.90),
         Target("time to a refusal at 2x, p99, ms", opens[2.0]["refusal_p99_ms"], 20, False),
         Target("time to a refusal at 5x, p99, ms", opens[5.0]["refusal_p99_ms"], 20, False),
         Target("process start to ready, s", report["start_seconds"], 1.0, False),
