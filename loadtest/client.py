@@ -131,12 +131,18 @@ async def closed_loop(host: str, port: int, requests: list[bytes], connections: 
 
 
 async def open_loop(
-    host: str, port: int, requests: list[bytes], rate: float, seconds: float, grace_seconds: float = 2.0, seed: int = 0
+    host: str,
+    port: int,
+    requests: list[bytes],
+    rate: float,
+    seconds: float,
+    grace_seconds: float = 2.0,
+    max_connections: int = 4000,
 ) -> Outcome:
     """Arrivals at `rate` per second, exponentially spaced, whatever the server does. A latency counts from when the
     request was due, so that a slow server cannot hide behind a client that waits."""
     loop = asyncio.get_running_loop()
-    rng = random.Random(seed)
+    rng = random.Random(0)
     outcome = Outcome(seconds)
     idle: deque[_Connection] = deque()
     pool: list[_Connection] = []
@@ -184,7 +190,7 @@ async def open_loop(
                 idle.pop().send(request, due)
                 continue
             waiting.append((request, due))
-            if opening + len(pool) < 4000:
+            if opening + len(pool) < max_connections:
                 task = loop.create_task(connect())
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
