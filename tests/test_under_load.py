@@ -107,7 +107,7 @@ class Probes:
 def test_five_times_its_capacity_leaves_nothing_behind(request: pytest.FixtureRequest) -> None:
     seconds = request.config.getoption("--overload-seconds")
     bench.allow_connections()
-    with serving(*service(BUNDLED)) as running:
+    with serving(*service(BUNDLED, max_queue_wait_ms=100)) as running:
         requests = running.requests(TEXTS)
         capacity = closed(running, requests, 16, SECONDS)["requests_per_second"]
 
