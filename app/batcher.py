@@ -91,12 +91,12 @@ class Batcher:
             self._wake.notify(len(units))
         return ticket
 
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
         """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
-        wait too long."""
+        wait too long. late_seconds: what they have waited already."""
         if self._closed:
             raise Unavailable("shutting down", "draining", close=True)
-        self.waiting().admit(self._limits, rows, tokens, deadline)
+        self.waiting().admit(self._limits, rows, tokens, deadline, late_seconds)
 
     def waiting(self) -> Waiting:
         """What is in the queue, and the measured speed."""

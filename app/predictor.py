@@ -138,13 +138,8 @@ class Predictor:
         was admitted is not asked again."""
         if self.draining or self._stage != "ready":
             raise self._unavailable()
-        batcher = self._serving()
-        batcher.admit()
         # It has waited for the event loop, too, before anybody saw it.
-        waiting = batcher.waiting()
-        wait = self._lag.seconds + waiting.wait_seconds()
-        if waiting.rows and self.limits is not None and wait > self.limits.max_wait_seconds:
-            raise Unavailable("too many requests at once", "queue_full", wait)
+        self._serving().admit(late_seconds=self._lag.seconds)
 
     def _unavailable(self) -> Unavailable:
         reason = "draining" if self.leaving else "not_ready"

@@ -75,15 +75,11 @@ class RemoteBatcher:
         self._link.send(Submit(number, cast("list[Unit]", units), deadline))
         return ticket
 
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
         """As `Batcher.admit`, by what the engine last said; it looks again itself."""
         if self._closed:
             raise Unavailable("shutting down", "draining", close=True)
-        self._state.waiting.admit(self._limits, rows, tokens, deadline)
-
-    def waiting(self) -> Waiting:
-        """What the engine last said."""
-        return self._state.waiting
+        self._state.waiting.admit(self._limits, rows, tokens, deadline, late_seconds)
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: as the engine says, or because it does not."""

@@ -37,9 +37,9 @@ class Waiting:
         """Estimated time until `cost` more tokens would be answered."""
         return (self.tokens + cost) / self.tokens_per_second
 
-    def admit(self, limits: Limits, rows: int, tokens: int, deadline: float) -> None:
+    def admit(self, limits: Limits, rows: int, tokens: int, deadline: float, late_seconds: float) -> None:
         """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
-        wait too long."""
+        wait too long. late_seconds: what they have waited already."""
         if rows > limits.queue_rows:
             raise TooManyRows(f"{rows} rows: the queue holds at most {limits.queue_rows}; send fewer per request")
         # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
@@ -48,6 +48,8 @@ class Waiting:
         wait = self.wait_seconds()
         if self.rows + rows > limits.queue_rows or wait > limits.max_wait_seconds:
             raise Unavailable("queue full", "queue_full", wait)
+        if late_seconds + wait > limits.max_wait_seconds:
+            raise Unavailable("too many requests at once", "queue_full", late_seconds + wait)
         wait = self.wait_seconds(tokens)
         if wait > deadline - time.monotonic():
             raise Unavailable("would not be answered before its deadline", "late", wait)
@@ -110,11 +112,8 @@ class Batching(Protocol):
     def submit(self, units: Sequence[Unit], deadline: float) -> Ticket:
         """Queues one request's units."""
 
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf) -> None:
+    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
         """Raises what `submit` would."""
-
-    def waiting(self) -> Waiting:
-        """What is in the queue."""
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None."""

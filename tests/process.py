@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,12 +15,6 @@ import httpx
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
-
-
-def free_port() -> int:
-    """A port that nothing listens on, for a server that cannot say which one the kernel picked."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class ServerProcess:

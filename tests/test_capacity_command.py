@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from loadtest.bench import free_port
 from loadtest.capacity import schema
-from tests.process import ROOT, free_port
+from tests.process import ROOT
 
 QUICK = ("--min-step-seconds", "0.5", "--max-step-seconds", "1", "--max-in-flight", "4", "--start-seconds", "2")
 

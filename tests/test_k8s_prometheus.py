@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.bench import free_port
 from tests.manifests import tool
-from tests.process import ServerProcess, free_port
+from tests.process import ServerProcess
 from tests.test_k8s_rules import adapter_query, alerts, dashboard_queries, hpa_metric, keda_query, recorded, rules
 
 PATIENCE_SECONDS = 60

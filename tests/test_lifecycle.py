@@ -28,8 +28,9 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest.bench import free_port
 from tests.onnx_models import save, tensor
-from tests.process import ROOT, START_SECONDS, ServerProcess, free_port
+from tests.process import ROOT, START_SECONDS, ServerProcess
 
 INFER = "/v2/models/test-model/infer"
 QUICK = 3

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from loadtest.bench import free_port
 from loadtest.texts import MIX, mixed
-from tests.process import ROOT, free_port
+from tests.process import ROOT
 
 LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
 # A shared machine may be slow; tests are about what is sent, not how fast.

@@ -8,8 +8,8 @@ import sys
 import pytest
 import yaml
 
+from loadtest.bench import free_port
 from tests.process import ROOT
-from tests.test_locust import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 

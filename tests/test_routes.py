@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from loadtest.bench import free_port
 from tests import onnx_models
-from tests.process import BUNDLED, ServerProcess, free_port
+from tests.process import BUNDLED, ServerProcess
 
 MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 MAX_BODY_BYTES = 20_000
