@@ -43,7 +43,7 @@ format: $(VENV)/dev ## rewrite files in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev ## this server beside its ceiling, its floor and a plain script, in one run (about 4 minutes)
-	$(BIN)/python -m loadtest.bench
+	$(BIN)/python -m loadtest.benchmark.bench
 
 OUT ?= capacity
 load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target that follows, and its proof (under 10 minutes)
@@ -51,10 +51,10 @@ load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target t
 	$(BIN)/python -m loadtest.simulate $(OUT)/report.json --out $(OUT)/simulation
 
 profile: $(VENV)/dev ## where the CPU time of one request goes
-	$(BIN)/python -m loadtest.budget
+	$(BIN)/python -m loadtest.benchmark.budget
 
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
-	$(BIN)/python -m model.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda
+	$(BIN)/python -m model.training.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 IMAGE ?= sentiment-inference

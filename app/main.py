@@ -6,18 +6,19 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app import __version__, logs
+from app import __version__
 from app.ending import stop_process
-from app.engine import run_engine
 from app.errors import ConfigError, StartupError
-from app.gpu import GpuSampler
-from app.metrics import Metrics
-from app.opening import OnFatal, log_ready, open_model
+from app.http.app import Service, assemble
+from app.http.server import Server, listen, uvicorn_config
+from app.lifecycle import OnFatal, log_ready, open_model
+from app.multiprocess.engine import run_engine
+from app.multiprocess.totals import Totals
 from app.predictor import Predictor
-from app.server import Server, listen, uvicorn_config
-from app.service import Service, assemble
 from app.settings import Settings, read_settings
-from app.totals import Totals
+from app.telemetry import logging as logs
+from app.telemetry.gpu import GpuSampler
+from app.telemetry.metrics import Metrics
 
 
 def create_app(settings: Settings | None = None, on_fatal: OnFatal = stop_process) -> Service:

@@ -8,14 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from app import metrics as m
-from app.batcher import Batcher
+from app.artifact.datatypes import Array, Tensors
+from app.batching.admission import Batching, Limits, Ran, Ticket
+from app.batching.batcher import Batcher
+from app.batching.lag import Lag
 from app.errors import NotFound, Unavailable
-from app.lag import Lag
-from app.model import Model
-from app.task import Encoded, TensorTask, TextTask
-from app.tensors import Array, Tensors
-from app.ticket import Batching, Limits, Ran, Ticket
+from app.runtime.model import Model
+from app.runtime.tasks.task import Encoded, TensorTask, TextTask
+from app.telemetry import metrics as m
 
 # Tokenising this many characters takes about a millisecond; more would hold up every other request.
 MAX_INLINE_CHARACTERS = 8192

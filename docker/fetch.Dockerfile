@@ -12,7 +12,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
       --only-binary :all: --require-hashes -r /build/requirements.txt
-COPY app/__init__.py app/artifact.py app/errors.py app/tensors.py /srv/app/
+COPY app/__init__.py app/errors.py /srv/app/
+COPY app/artifact /srv/app/artifact
 COPY model/__init__.py model/fetch.py /srv/model/
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv

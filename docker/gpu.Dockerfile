@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY app /srv/app
 COPY model /srv/model
 WORKDIR /srv
-RUN /opt/venv/bin/python -m model.export --artifact model/sentiment --precision fp16 --out /models/sentiment \
+RUN /opt/venv/bin/python -m model.training.export --artifact model/sentiment --precision fp16 --out /models/sentiment \
     && sha256sum /models/sentiment/manifest.json
 
 FROM pip AS build

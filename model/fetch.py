@@ -37,7 +37,7 @@ from tenacity import (
     wait_random,
 )
 
-from app.artifact import MANIFEST, Artifact, read_artifact, verify_files
+from app.artifact.manifest import MANIFEST, Artifact, read_artifact, verify_files
 from app.errors import ArtifactError, ConfigError, StartupError
 
 ATTEMPTS = 6

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.artifact import (
+from app.artifact.datatypes import DTYPES, Array, Tensors
+from app.artifact.manifest import (
     MANIFEST,
     MANIFEST_VERSION,
     MIN_TOKENS,
@@ -29,10 +30,9 @@ from app.artifact import (
     checksum_of,
 )
 from app.errors import ArtifactError, StartupError
-from app.gate import as_model_input, load_arrays, pass_gate
-from app.session import Session
-from app.task import TextTask
-from app.tensors import DTYPES, Array, Tensors
+from app.runtime.loading import as_model_input, load_arrays, pass_gate
+from app.runtime.session import Session
+from app.runtime.tasks.task import TextTask
 
 MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE = "model.onnx", "tokenizer.json", "golden.npz"
 GOLDEN_ROWS = 3

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from app.errors import StartupError
-from app.gate import pass_gate
+from app.runtime.loading import pass_gate
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from loadtest.bench import HOST, ROOT, answers, free_port
+from loadtest.benchmark.bench import HOST, ROOT, answers, free_port
 from loadtest.capacity.load import Target
 from loadtest.capacity.scrape import Reading
 

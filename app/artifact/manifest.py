@@ -1,0 +1,216 @@
+"""The artifact on disk: parses manifest.json and proves that every file is the one it names.
+
+Knows nothing of ONNX Runtime, tokenizers or HTTP.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from app.artifact.datatypes import DTYPES, Datatype
+from app.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+CHUNK_BYTES = 1 << 20
+# A window must hold the two tokens that mark a text's ends, and one between them.
+MIN_TOKENS = 3
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class FileEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. `shape` has -1 where a dimension may vary."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    datatype: Datatype
+    shape: list[Annotated[int, Meta(ge=-1)]]
+
+
+class GoldenText(Struct, frozen=True, forbid_unknown_fields=True):
+    """A text and the probability of each label, in the order of `labels`."""
+
+    text: str
+    probabilities: list[float]
+
+
+class Golden(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model must answer before it may serve. `examples` for text; `file`, an .npz, for tensors, with
+    arrays named `input.NAME` and `output.NAME`."""
+
+    tolerance: Annotated[float, Meta(ge=0)]
+    examples: list[GoldenText] = []
+    file: str | None = None
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """manifest.json. `files` maps each path inside the folder to its size and sha256."""
+
+    manifest_version: int
+    name: Name
+    version: Name
+    task: Literal["text-classification", "tensors"]
+    precision: str
+    model_file: str
+    files: dict[str, FileEntry]
+    inputs: Annotated[list[TensorSpec], Meta(min_length=1)]
+    outputs: Annotated[list[TensorSpec], Meta(min_length=1)]
+    golden: Golden
+    # Whether rows of different requests may share a run, stacked along the first axis.
+    batching: bool = True
+    # Text classification only.
+    tokenizer_file: str | None = None
+    labels: list[str] = []
+    max_tokens: Annotated[int, Meta(ge=MIN_TOKENS, le=1_000_000)] | None = None
+    scores: Literal["probabilities", "logits"] = "probabilities"
+    lineage: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    # sha256 of manifest.json without these digits: what damages it shows even where no digest is pinned.
+    checksum: Sha256 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A parsed manifest, the folder it describes, its own sha256, and the checksum that it should have in it."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    checksum: str | None = None
+
+    def path(self, name: str) -> Path:
+        """Path of a file of the artifact. Raises ArtifactError if `files` does not list it or it leaves the folder."""
+        if name not in self.manifest.files:
+            raise ArtifactError(f"{self.folder / MANIFEST}: {name!r} is used but not listed in `files`")
+        return path_inside(self.folder, name)
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Path of a file in an artifact's folder. Raises ArtifactError if it leaves the folder or is of a kind that is read
+    without end."""
+    path = folder / name
+    # Resolved on both sides: a volume may itself be mounted through a link (Kubernetes does that for ConfigMaps), a
+    # file of the artifact may not lead out of it.
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
+        raise ArtifactError(f"{folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+        raise ArtifactError(f"{folder / MANIFEST}: path {name!r} leaves the artifact folder")
+    if special:
+        raise ArtifactError(f"{path}: expected a file, found a pipe or device")
+    return path
+
+
+def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
+    """Reads and checks manifest.json.
+
+    Raises ArtifactError naming the file or field, what was expected and what was found.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: model folder not found; set APP_MODEL_DIR to an artifact folder")
+    path = path_inside(folder, MANIFEST)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(raw).hexdigest()
+    if pinned_digest and digest != pinned_digest:
+        raise ArtifactError(f"{path}: digest pin mismatch: expected sha256 {pinned_digest}, found {digest}")
+    try:
+        version = msgspec.json.decode(raw, type=_VersionOnly).manifest_version
+        if version != MANIFEST_VERSION:
+            raise ArtifactError(f"{path}: manifest_version: expected {MANIFEST_VERSION}, found {version}")
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: {error or type(error).__name__}") from None
+    artifact = Artifact(folder, manifest, digest, manifest.checksum and checksum_of(raw, manifest.checksum))
+    _check_meaning(artifact)
+    return artifact
+
+
+def checksum_of(raw: bytes, digits: str) -> str:
+    """sha256 of a manifest without the digits of its own checksum."""
+    return hashlib.sha256(raw.replace(digits.encode(), b"", 1)).hexdigest()
+
+
+def verify_manifest(artifact: Artifact) -> None:
+    """Raises ArtifactError if manifest.json is not as it was written. One without a checksum may be."""
+    expected = artifact.manifest.checksum
+    if expected != artifact.checksum:
+        raise ArtifactError(
+            f"{artifact.folder / MANIFEST}: checksum: expected {expected}, found {artifact.checksum}; it is damaged, "
+            "or edited: then take `checksum` out"
+        )
+
+
+class _VersionOnly(Struct):
+    manifest_version: int
+
+
+def _check_meaning(artifact: Artifact) -> None:
+    """What the types alone do not say. Raises ArtifactError."""
+    manifest, where = artifact.manifest, artifact.folder / MANIFEST
+    for name in manifest.files:
+        artifact.path(name)
+    artifact.path(manifest.model_file)
+    for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        if len({spec.name for spec in specs}) != len(specs):
+            raise ArtifactError(f"{where}: `{kind}` names a tensor twice")
+    if manifest.task == "tensors":
+        if manifest.golden.file is None:
+            raise ArtifactError(f"{where}: `golden.file`: expected an .npz file for task tensors, found none")
+        artifact.path(manifest.golden.file)
+        return
+    for field in ("tokenizer_file", "max_tokens"):
+        if getattr(manifest, field) is None:
+            raise ArtifactError(f"{where}: `{field}`: expected a value for task text-classification, found none")
+    artifact.path(manifest.tokenizer_file or "")
+    if not manifest.golden.examples:
+        raise ArtifactError(f"{where}: `golden.examples`: expected at least one, found none")
+    check_labels(manifest.labels, manifest.outputs, str(where))
+
+
+def check_labels(labels: Sequence[str], outputs: Sequence[TensorSpec], where: str) -> None:
+    """Raises ArtifactError unless the first output is float [rows, one per label]."""
+    spec = outputs[0]
+    if DTYPES[spec.datatype].kind != "f" or len(spec.shape) != 2:
+        raise ArtifactError(
+            f"{where}: output {spec.name!r}: expected float [rows, labels], found {spec.datatype} {spec.shape}"
+        )
+    if spec.shape[1] not in (-1, len(labels)) or len(set(labels)) != len(labels) or len(labels) < 2:
+        raise ArtifactError(
+            f"{where}: `labels`: expected {spec.shape[1]} different ones, as {spec.name!r} has, found {len(labels)}"
+        )
+
+
+def verify_files(artifact: Artifact) -> None:
+    """Compares every listed file's size and sha256, streamed. Raises ArtifactError at the first that differs."""
+    for name, entry in artifact.manifest.files.items():
+        path = artifact.path(name)
+        checksum = hashlib.sha256()
+        size = 0
+        try:
+            with path.open("rb") as file:
+                found = path.stat().st_size
+                if found != entry.bytes:
+                    raise ArtifactError(f"{path}: size mismatch: expected {entry.bytes} bytes, found {found}")
+                while chunk := file.read(CHUNK_BYTES):
+                    checksum.update(chunk)
+                    size += len(chunk)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
+        if checksum.hexdigest() != entry.sha256:
+            raise ArtifactError(f"{path}: sha256 mismatch: expected {entry.sha256}, found {checksum.hexdigest()}")

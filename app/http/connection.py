@@ -1,0 +1,131 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what it waits for and takes in, and fewer writes."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from httptools import HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from app.http.request import CONNECTION
+
+# For a whole request line and headers, from the first byte or from the connection's start.
+HEAD_SECONDS = 65
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
+
+    _in_head = False
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+    _data = b""
+    _running: RequestResponseCycle | None = None
+    on_lost: Callable[[], None] | None = None
+    """Called when the client leaves."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's; the first head is waited for as long as one that follows."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _end_wait(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's; then tells whoever asked."""
+        super().connection_lost(exc)
+        self._end_wait()
+        if self._running is not None:
+            # uvicorn tells the newest request alone; the one being answered may have others behind it.
+            self._running.disconnected = True
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's; ends a connection whose head still goes on beyond MAX_HEAD_BYTES or HEAD_SECONDS."""
+        self._data = data
+        super().data_received(data)
+        self._data = b""
+        if self._in_head:
+            if self._head_timer is None:
+                self._await_head()
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("Request line and headers too large.")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Called by uvicorn for each request when its turn has come."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answers the request that runs: what ASGI's two messages would do through uvicorn, in one write, which is one
+        system call and one packet, and without checking headers that are our own."""
+        cycle = self._running
+        assert cycle is not None
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        parts = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            if name == b"connection":  # it only ever says "close"
+                cycle.keep_alive = False
+            else:
+                parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        self.transport.write(b"".join(parts))
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+
+    def _should_upgrade(self) -> bool:
+        """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""
+        return self.parser.get_method() != b"CONNECT"
+
+    def handle_websocket_upgrade(self) -> None:
+        """Called by uvicorn for a head that asks for another protocol, as Java's client does for HTTP/2. A server may
+        stay with this one: the head goes to the parser again, without the wish, and then what came behind it."""
+        stop, data = sys.exc_info()[1], self._data  # uvicorn is handling it
+        if not isinstance(stop, HttpParserUpgrade) or not data:  # one after the other: nobody means that
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        head = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self._data = b""
+        # Another parser: the old one may take this connection's requests for ended.
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        super().data_received(b"\r\n".join([*head, b"", data[stop.args[0] :]]))
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in the one shape of every error."""
+        body = b'{"error":"%s"}' % msg.encode()
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        self.transport.write(head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._in_head = False
+        self._end_wait()
+        super().on_headers_complete()

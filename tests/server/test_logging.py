@@ -1,0 +1,467 @@
+"""Logs: one line per inference request with all that an operator needs, and never a word of what a client sent."""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import select
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+from tokenizers import Tokenizer
+
+from app.batching.admission import Limits
+from app.main import create_app
+from app.runtime.loading import pass_gate
+from app.runtime.model import Model
+from app.runtime.tasks.task import Encoded, TextTask
+from app.settings import Settings
+from app.telemetry import logging as logs
+from tests.process import BUNDLED, ServerProcess
+
+MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
+INFER = f"/v2/models/{MANIFEST['name']}/infer"
+FIELDS = {
+    *("request_id", "route", "status", "duration_ms", "body_bytes", "rows", "tokens", "queue_ms", "inference_ms"),
+    *("model", "model_version", "event", "level", "timestamp"),
+}
+# Words that are in no log line for any other reason.
+SECRETS = ("zyzzyva", "quokka", "ptarmigan", "axolotl")
+SECRET_TEXT = "The Zyzzyva told the quokka, “ptarmigan!” 🐧 axolotl"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def logging_left_as_it_was() -> Iterator[None]:
+    """`configure` sets up logging for its process; this process is pytest's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Model:
+    return pass_gate(BUNDLED)
+
+
+def assert_no_secret(text: str) -> None:
+    found = [word for word in SECRETS if word in text.lower()]
+    assert not found, f"{found} in {text}"
+
+
+def requests_in(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == "request"]
+
+
+def binary_infer(payload: bytes, **tensor: Any) -> tuple[bytes, dict[str, str]]:
+    """A body with one BYTES tensor after its JSON header."""
+    spec = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(payload)}}
+    header = json.dumps({"inputs": [spec | tensor]}).encode()
+    return header + payload, {"inference-header-content-length": str(len(header))}
+
+
+# --- one line per request ---------------------------------------------------------------------------------------------
+
+
+def test_each_inference_request_is_one_line_of_json_with_all_its_fields(server: ServerProcess) -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    texts = ["a plain day", "rather a good one, as days go"]
+    tokens = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+    tensor = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": texts}]}
+    sent = [
+        ("/predict", "/predict", {"text": texts[0]}, 1, tokens[0]),
+        ("/predict/batch", "/predict/batch", {"texts": texts}, 2, sum(tokens)),
+        (INFER, "/v2/models/infer", tensor, 2, sum(tokens)),
+    ]
+    for number, (path, route, content, rows, count) in enumerate(sent):
+        response = httpx.post(f"{server.url}{path}", json=content, headers={"x-request-id": f"each-{number}"})
+        assert response.status_code == 200
+        line = server.request_log(f"each-{number}")
+        assert set(line) >= FIELDS
+        assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", route, 200)
+        assert (line["rows"], line["tokens"], line["body_bytes"]) == (rows, count, len(response.request.content))
+        assert (line["model"], line["model_version"]) == (MANIFEST["name"], MANIFEST["version"])
+        assert 0 <= line["queue_ms"] + line["inference_ms"] <= line["duration_ms"]
+        assert line["inference_ms"] > 0
+        assert datetime.fromisoformat(line["timestamp"]).utcoffset() == timedelta(0)
+        timing = dict(re.findall(r"(\w+);dur=([0-9.]+)", response.headers["server-timing"]))
+        assert {name: float(value) for name, value in timing.items()} == {
+            "queue": line["queue_ms"],
+            "inference": line["inference_ms"],
+        }
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", JSON, 400),
+        (b"[]", JSON, 422),
+        (b'{"text": ""}', JSON, 422),
+        (b'{"text": "x"}', {"content-type": "text/plain"}, 415),
+        (b"x" * 5_000_000, JSON, 413),
+    ],
+)
+def test_a_refused_request_is_logged_with_its_status_and_the_kind_of_error(
+    server: ServerProcess, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    name = f"refused-{status}-{len(content)}"
+    response = httpx.post(f"{server.url}/predict", content=content, headers=headers | {"x-request-id": name})
+    assert response.status_code == status
+    line = server.request_log(name)
+    assert line["status"] == status
+    assert re.fullmatch("[A-Za-z]+", line["error"])
+
+
+def test_a_generated_request_id_is_in_the_log_and_in_the_response(server: ServerProcess) -> None:
+    response = httpx.post(f"{server.url}/predict", json={"text": "which one was it?"})
+    line = server.request_log(response.headers["x-request-id"])
+    assert line["event"] == "request"
+
+
+def test_everything_on_standard_output_is_a_json_object_per_line(server: ServerProcess) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"NOT HTTP AT ALL\r\n\r\n")
+        assert client.recv(1000)
+    for line in server.output().splitlines():
+        assert {"event", "level", "timestamp"} <= set(json.loads(line))
+    assert server.errors() == ""
+
+
+def test_probes_scrapes_and_other_pages_are_not_logged(server: ServerProcess) -> None:
+    before = len(server.output())
+    with httpx.Client(base_url=server.url) as http:
+        for path in ("/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2", "/docs", "/nowhere"):
+            for _ in range(3):
+                http.get(path, headers={"x-request-id": "probe"})
+    assert len(server.output()) == before
+
+
+def test_startup_says_where_it_listens_and_what_it_serves(server: ServerProcess) -> None:
+    lines = {line["event"]: line for line in server.logs()}
+    assert lines["listening"]["port"] == server.port
+    ready = lines["ready"]
+    assert (ready["model"], ready["model_version"], ready["provider"]) == (
+        MANIFEST["name"],
+        MANIFEST["version"],
+        "cpu",
+    )
+    assert len(ready["digest"]) == 64
+
+
+# --- few writes -------------------------------------------------------------------------------------------------------
+
+
+class Recorded(io.RawIOBase):
+    """A file that remembers each write as the system would see it."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.writes.append(bytes(data))
+        return len(data)
+
+
+async def test_lines_of_one_turn_of_the_event_loop_leave_in_one_write_and_in_order() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    for turn in range(3):
+        for number in range(5):
+            lines.info(b"%d.%d\n" % (turn, number))
+        assert len(file.writes) == turn
+        await asyncio.sleep(0)
+    assert file.writes == [b"".join(b"%d.%d\n" % (turn, number) for number in range(5)) for turn in range(3)]
+
+
+async def test_no_write_is_larger_than_a_pipe_takes_whole_or_cuts_a_line() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    sent = [b"%03d" % number + b"x" * (number * 7 % 900) + b"\n" for number in range(200)]
+    for line in sent:
+        lines.info(line)
+    await asyncio.sleep(0)
+    assert b"".join(file.writes) == b"".join(sent)
+    assert all(write.endswith(b"\n") and len(write) <= select.PIPE_BUF for write in file.writes)
+    assert len(file.writes) < len(sent) / 4
+
+
+def test_without_an_event_loop_a_line_is_written_at_once() -> None:
+    file = Recorded()
+    lines = logs.Lines(io.BufferedWriter(file))
+    lines.info(b"one\n")
+    lines.error(b"two\n")
+    assert file.writes == [b"one\n", b"two\n"]
+
+
+# --- never a word of the input ----------------------------------------------------------------------------------------
+
+
+def everything_a_client_may_send() -> list[tuple[str, str, bytes, dict[str, str]]]:
+    """Method, path, body, headers; the secret words are everywhere that an error or a log line could take them from."""
+    text, word = SECRET_TEXT, SECRETS[0]
+    utf8, latin = text.encode(), b"axolotl \xff\xfe quokka"
+    infers: list[Any] = [
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}], "id": word},
+        {"inputs": [{"name": word, "shape": [1], "datatype": "BYTES", "data": [text]}]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": word, "data": [text]}]},
+        {"inputs": [{"name": "text", "shape": [text], "datatype": "BYTES", "data": [text]}]},
+        {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": [text]}]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "FP32", "data": [text]}]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [[text]]}]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text], "parameters": {word: text}}]},
+        {"inputs": text},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}], "outputs": [{"name": word}]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}], "outputs": [text]},
+        {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}], "parameters": text},
+        {
+            "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}],
+            "parameters": {"timeout": text},
+        },
+    ]
+    length = len(utf8).to_bytes(4, "little")
+    binaries = [
+        binary_infer(length + utf8),
+        binary_infer(utf8),
+        binary_infer(length + utf8, shape=[2]),
+        binary_infer(b"\x04\x00\x00\x00" + latin[:4] + latin),
+        binary_infer(len(latin).to_bytes(4, "little") + latin),
+        binary_infer(length + utf8, datatype="INT64"),
+        binary_infer(length + utf8, parameters={"binary_data_size": word}),
+        (utf8, {"inference-header-content-length": word}),
+        (utf8, {"inference-header-content-length": "7"}),
+    ]
+    bodies: list[Any] = [
+        {"text": text},
+        {"text": [text]},
+        {"text": {"text": text}},
+        {"texts": text},
+        {"texts": [text, 1]},
+        {"texts": [text, " "]},
+        {"texts": [text] * 600},
+        {"texts": [[text]]},
+        {word: text},
+        {"text": text, word: text},
+        {"text": text * 2000},
+        {"text": text + "\ud800"},
+        text,
+        [text],
+    ]
+    raw = [
+        *(json.dumps(body).encode() for body in bodies),
+        utf8,
+        b'{"text": "' + utf8,
+        b'{"text": "' + utf8 + b'"} axolotl',
+        b'{"text": "' + latin + b'"}',
+        b'{"text": axolotl}',
+        b'{axolotl: "quokka"}',
+        b"[" * 5000 + utf8,
+        utf8 * 100_000,
+    ]
+    return [
+        *(("POST", path, body, JSON) for path in ("/predict", "/predict/batch") for body in raw),
+        *(("POST", INFER, json.dumps(body).encode(), JSON) for body in infers),
+        *(("POST", INFER, body, headers) for body, headers in binaries),
+        *(("POST", INFER, body, JSON) for body in raw[-8:]),
+        ("POST", "/predict", raw[0], {"content-type": f"{word}/json"}),
+        ("POST", "/predict", raw[0], {"content-type": "application/json", "content-encoding": word}),
+        ("POST", "/predict", raw[0], {"content-type": "application/json", "x-request-id": f"{word} and quokka"}),
+        ("POST", f"/predict?text={word}", raw[0], JSON),
+        ("POST", f"/v2/models/{word}/infer", raw[0], JSON),
+        ("POST", f"/v2/models/{MANIFEST['name']}/versions/{word}/infer", raw[0], JSON),
+        ("GET", f"/v2/models/{word}", b"", {}),
+        ("GET", f"/{word}?{word}={word}", b"", {}),
+        ("PUT", f"/predict?{word}", raw[0], JSON),
+    ]
+
+
+def test_no_log_line_and_no_error_holds_a_word_of_any_request(server: ServerProcess) -> None:
+    statuses = set()
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        for method, path, body, headers in everything_a_client_may_send():
+            response = http.request(method, path, content=body, headers=headers)
+            statuses.add(response.status_code)
+            # The protocol echoes a request's own id in its answer; errors repeat nothing.
+            if response.status_code != 200:
+                assert_no_secret(response.text)
+                assert_no_secret(str(response.headers))
+                assert response.status_code < 500
+    assert statuses >= {200, 400, 404, 405, 413, 415, 422, 429}
+    for garbage in (SECRET_TEXT.encode(), b"GET /zyzzyva quokka\r\n\r\n", b"POST /predict HTTP/1.1\r\nzyzzyva\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(garbage + b"\r\n\r\n")
+            assert_no_secret(client.recv(10_000).decode())
+    assert_no_secret(server.output())
+    assert_no_secret(server.errors())
+
+
+class QuotingModel(Model):
+    """Fails, and quotes its input, as ONNX Runtime and libraries do."""
+
+    def run(self, payloads: Sequence[Any]) -> list[Any]:
+        raise ValueError(SECRET_TEXT)
+
+
+class QuotingTask(TextTask):
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        try:
+            raise KeyError(texts[0])
+        except KeyError as error:
+            raise RuntimeError(f"cannot digest {texts}") from error
+
+
+def quoting_model(model: Model) -> Model:
+    return QuotingModel(**{item.name: getattr(model, item.name) for item in fields(Model)})
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize("broken", ["model", "task"])
+async def test_a_failure_is_logged_by_its_kind_and_place_and_never_by_its_words(
+    bundled: Model, capfd: pytest.CaptureFixture[str], broken: str, log_format: str
+) -> None:
+    app = create_app(Settings(provider="cpu", log_level="debug", log_format=log_format))
+    model = quoting_model(bundled) if broken == "model" else replace(bundled, task=QuotingTask(bundled.artifact))
+    app.predictor.serve(model, Limits(1, 4, 512, 16))
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            for path, body in (("/predict", {"text": SECRET_TEXT}), ("/predict/batch", {"texts": [SECRET_TEXT] * 3})):
+                response = await http.post(path, json=body)
+                assert response.status_code == 500
+                assert_no_secret(response.text)
+                assert "Traceback" not in response.text
+                assert list(response.json()) == ["error"]
+    finally:
+        app.predictor.close()
+    out, err = capfd.readouterr()
+    assert out.count("500") >= 2
+    assert_no_secret(out + err)
+    if broken == "task":
+        assert "RuntimeError" in out
+        assert "test_logs.py" in out, "where it happened"
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_exceptions_that_libraries_log_lose_their_words_but_not_their_place(
+    capfd: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    logs.configure("info", log_format)
+    try:
+        raise ValueError(SECRET_TEXT)
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+    out, err = capfd.readouterr()
+    assert_no_secret(out + err)
+    assert "it failed" in out
+    assert "ValueError" in out
+    assert "test_logs.py" in out
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+def test_an_exception_that_a_task_was_left_with_is_logged_without_its_words(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+
+    async def fail() -> None:
+        raise ValueError(SECRET_TEXT)
+
+    async def leave() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+        del task  # asyncio now logs that nobody asked how it ended
+
+    asyncio.run(leave())
+    out, err = capfd.readouterr()
+    assert "never retrieved" in out
+    assert_no_secret(out + err)
+
+
+# --- formats and levels -----------------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    """Text without its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture(scope="module")
+def text_server() -> Iterator[ServerProcess]:
+    with ServerProcess(log_format="text") as process:
+        # The helper looks for the port in a JSON line.
+        while not (found := re.search(r"listening.* port=(\d+)", plain(process.output()))):
+            assert process.process.poll() is None, process.errors()
+        process._port = int(found[1])
+        yield process.ready()
+
+
+def test_text_format_is_one_line_per_request_for_people(text_server: ServerProcess) -> None:
+    response = httpx.post(f"{text_server.url}/predict", json={"text": SECRET_TEXT}, headers={"x-request-id": "people"})
+    assert response.status_code == 200
+    assert text_server.logs() == [], "no JSON"
+    (line,) = [line for line in plain(text_server.output()).splitlines() if "people" in line]
+    for word in ("request", "route=/predict", "status=200", "rows=1", f"model={MANIFEST['name']}"):
+        assert word in line
+    assert_no_secret(text_server.output())
+
+
+def test_text_that_goes_to_a_file_has_no_colours(text_server: ServerProcess) -> None:
+    assert "\x1b" not in text_server.output()
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_lines_below_the_level_are_left_out(capfd: pytest.CaptureFixture[str], level: str, expected: list[str]) -> None:
+    logs.configure(level, "json")
+    for name in ("debug", "info", "warning", "error"):
+        getattr(logs.logger(), name)("heard", place=name)
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["place"] for line in lines] == [line["level"] for line in lines] == expected
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+def test_setting_up_twice_does_not_write_twice(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    logs.configure("info", "json")
+    logs.logger().info("ours")
+    logging.getLogger("uvicorn.error").warning("theirs")
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["ours", "theirs"]
+
+
+@pytest.mark.usefixtures("logging_left_as_it_was")
+def test_values_that_json_does_not_know_are_written_as_text(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    logs.logger().info("odd", path=BUNDLED, number=float("inf"), text="ü\n\x00")
+    line = json.loads(capfd.readouterr().out)
+    assert line["path"] == str(BUNDLED)
+    assert line["text"] == "ü\n\x00"
+
+
+def test_the_place_of_an_exception_is_file_line_and_function() -> None:
+    def inner() -> None:
+        raise ValueError(SECRET_TEXT)
+
+    with pytest.raises(ValueError) as caught:
+        inner()
+    places = logs.stack_of(caught.value)
+    assert re.fullmatch(r".*test_logs\.py:\d+ inner", places[-1])
+    assert_no_secret(str(places))

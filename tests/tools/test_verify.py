@@ -1,0 +1,71 @@
+"""`python -m model.verify`: the gate's answer as an exit code and one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.artifact.manifest import MANIFEST
+from model.package import file_entry
+from model.verify import main
+from tests.process import BUNDLED
+from tests.unit.runtime.test_loading import FAILURES, Failure, good_artifacts, named
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> dict[str, Path]:
+    return good_artifacts(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def verify(monkeypatch):
+    """Runs the command with arguments; returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["model.verify", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+@pytest.mark.parametrize("failure", **named(FAILURES))
+def test_a_broken_artifact_ends_it_with_one_line_on_stderr(good, tmp_path, verify, capfd, failure: Failure):
+    folder = failure.apply(good, tmp_path / "artifact")
+    code = verify(folder, "--digest", failure.digest, "--provider", failure.provider)
+    out, err = capfd.readouterr()
+    assert code == failure.exit_code
+    assert out == ""
+    *others, line = err.splitlines()
+    assert line.startswith("model.verify: ")
+    assert failure.noisy or others == []
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["text", "tensors"])
+def test_a_good_artifact_is_named_with_its_digest(good, verify, capfd, kind):
+    assert verify(good[kind]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert f"{'words' if kind == 'text' else 'numbers'} 1 passes on cpu" in out
+    assert f"digest {file_entry(good[kind] / MANIFEST).sha256}" in out
+
+
+def test_the_digest_it_prints_is_the_one_to_pin(good, verify, capfd):
+    verify(good["text"])
+    digest = capfd.readouterr().out.split("digest ")[1].split()[0]
+    assert verify(good["text"], "--digest", digest) == 0
+    assert verify(good["tensors"], "--digest", digest) == 3
+
+
+def test_the_bundled_model_passes(verify):
+    assert verify(BUNDLED) == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--provider", "tpu", "folder")])
+def test_wrong_arguments_are_a_usage_error(verify, capfd, arguments):
+    assert verify(*arguments) == 2
+    assert "usage: python -m model.verify" in capfd.readouterr().err

@@ -1,0 +1,146 @@
+"""The manifest and the files it names, read from real folders."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from app.artifact.manifest import MANIFEST, Manifest, read_artifact, verify_files
+from app.errors import ArtifactError
+
+WEIGHTS = b"\x00weights\xff" * 100
+
+
+def entry(content: bytes) -> dict:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def minimal() -> dict:
+    """The least that a manifest of a tensor model may say."""
+    return {
+        "manifest_version": 1,
+        "name": "model",
+        "version": "1",
+        "task": "tensors",
+        "precision": "fp32",
+        "model_file": "model.onnx",
+        "files": {"model.onnx": entry(WEIGHTS), "golden.npz": entry(b"golden")},
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1]}],
+        "golden": {"tolerance": 0.1, "file": "golden.npz"},
+    }
+
+
+def write(folder: Path, manifest: dict | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps(manifest or minimal()))
+    (folder / "model.onnx").write_bytes(WEIGHTS)
+    (folder / "golden.npz").write_bytes(b"golden")
+    return folder
+
+
+def test_a_minimal_manifest_is_read_and_its_files_are_proven(tmp_path):
+    artifact = read_artifact(write(tmp_path))
+    verify_files(artifact)
+    assert (artifact.manifest.name, artifact.manifest.version, artifact.manifest.batching) == ("model", "1", True)
+    assert artifact.path("model.onnx").read_bytes() == WEIGHTS
+
+
+def test_the_digest_is_the_sha256_of_the_manifest_and_pins_it(tmp_path):
+    digest = hashlib.sha256((write(tmp_path) / MANIFEST).read_bytes()).hexdigest()
+    assert read_artifact(tmp_path).digest == digest
+    assert read_artifact(tmp_path, digest).digest == digest
+    with (tmp_path / MANIFEST).open("a") as file:
+        file.write("\n")
+    with pytest.raises(ArtifactError, match=f"digest pin mismatch: expected sha256 {digest}, found"):
+        read_artifact(tmp_path, digest)
+
+
+def test_the_pin_is_checked_before_the_manifest_is_parsed(tmp_path):
+    (write(tmp_path) / MANIFEST).write_text("not JSON")
+    with pytest.raises(ArtifactError, match="digest pin mismatch"):
+        read_artifact(tmp_path, "0" * 64)
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", "x" * 128])
+@pytest.mark.parametrize("field", ["name", "version"])
+def test_names_and_versions_fit_a_path_and_a_header(tmp_path, field, name):
+    assert getattr(read_artifact(write(tmp_path, minimal() | {field: name})).manifest, field) == name
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a b", "a/b", "a\n", "\n", "a\r\nx: y", "é", "x" * 129])
+@pytest.mark.parametrize("field", ["name", "version"])
+def test_names_and_versions_that_do_not_fit_a_path_and_a_header_are_refused(tmp_path, field, name):
+    with pytest.raises(ArtifactError, match=rf"`\$\.{field}`$"):
+        read_artifact(write(tmp_path, minimal() | {field: name}))
+
+
+def test_a_file_in_a_subfolder_belongs_to_the_artifact(tmp_path):
+    manifest = minimal()
+    manifest["files"]["weights/part.bin"] = entry(b"part")
+    folder = write(tmp_path, manifest)
+    (folder / "weights").mkdir()
+    (folder / "weights/part.bin").write_bytes(b"part")
+    verify_files(read_artifact(folder))
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    write(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    verify_files(read_artifact(tmp_path / "link"))
+
+
+def test_links_that_stay_inside_are_followed_as_kubernetes_mounts_them(tmp_path):
+    write(tmp_path / "volume")
+    hidden = tmp_path / "volume" / "..2026_01_01"
+    hidden.mkdir()
+    for name in (MANIFEST, "model.onnx", "golden.npz"):
+        (tmp_path / "volume" / name).rename(hidden / name)
+        (tmp_path / "volume" / name).symlink_to(f"..data/{name}")
+    (tmp_path / "volume" / "..data").symlink_to(hidden.name)
+    verify_files(read_artifact(tmp_path / "volume"))
+
+
+def test_only_listed_files_are_handed_out(tmp_path):
+    folder = write(tmp_path)
+    (folder / "notes.txt").write_text("not listed")
+    with pytest.raises(ArtifactError, match=r"'notes.txt'.*not listed"):
+        read_artifact(folder).path("notes.txt")
+
+
+def test_a_link_that_comes_to_lead_out_after_reading_is_refused_when_verified(tmp_path):
+    folder = write(tmp_path / "artifact")
+    artifact = read_artifact(folder)
+    (folder / "model.onnx").rename(tmp_path / "outside.onnx")
+    (folder / "model.onnx").symlink_to(tmp_path / "outside.onnx")
+    with pytest.raises(ArtifactError, match="leaves the artifact folder"):
+        verify_files(artifact)
+
+
+def test_a_file_larger_than_one_chunk_is_checked_to_its_end(tmp_path):
+    content = bytearray(3 * 2**20 + 17)
+    manifest = minimal()
+    manifest["files"]["model.onnx"] = entry(bytes(content))
+    folder = write(tmp_path, manifest)
+    (folder / "model.onnx").write_bytes(content)
+    artifact = read_artifact(folder)
+    verify_files(artifact)
+    content[-1] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.onnx: sha256 mismatch"):
+        verify_files(artifact)
+
+
+@pytest.mark.parametrize("field", list(minimal()))
+def test_a_field_of_the_minimal_manifest_may_not_be_left_out(tmp_path, field):
+    manifest = minimal()
+    del manifest[field]
+    with pytest.raises(ArtifactError, match=f"missing required field `{field}`"):
+        read_artifact(write(tmp_path, manifest))
+
+
+def test_a_manifest_cannot_be_changed_once_read(tmp_path):
+    manifest: Manifest = read_artifact(write(tmp_path)).manifest
+    with pytest.raises(AttributeError):
+        manifest.name = "other"  # type: ignore[misc]

@@ -1,0 +1,577 @@
+"""The edge: the application, spoken to in ASGI by clients that send in parts, stall and leave as a test says."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
+
+from app.batching.admission import Limits
+from app.http.middleware import Traffic
+from app.main import create_app
+from app.runtime.loading import pass_gate
+from app.runtime.model import Model
+from app.runtime.tasks.task import Encoded, TextTask
+from app.settings import Settings
+from tests.process import BUNDLED
+
+# Only ends a test that hangs.
+PATIENCE_SECONDS = 30
+LIMITS = Limits(runners=1, batch_rows=4, batch_tokens=512, queue_rows=16)
+# Bodies may arrive at once up to this many times the largest one.
+BODIES_AT_ONCE = 32
+PREDICT = json.dumps({"text": "the heron waits"}).encode()
+Message = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def logging_left_as_it_was() -> Iterator[None]:
+    """An application sets up logging for its process; this process is pytest's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Model:
+    return pass_gate(BUNDLED)
+
+
+class HeldModel(Model):
+    """The model it was made of, whose runs wait until the test opens it."""
+
+    def run(self, payloads: Sequence[Any]) -> list[Any]:
+        self.entered = True
+        asyncio.run_coroutine_threadsafe(self.opened.wait(), self.loop).result(PATIENCE_SECONDS)
+        return Model.run(self, payloads)
+
+
+def held(model: Model) -> HeldModel:
+    copy = HeldModel(**{item.name: getattr(model, item.name) for item in fields(Model)})
+    copy.entered, copy.opened, copy.loop = False, asyncio.Event(), asyncio.get_running_loop()
+    return copy
+
+
+class BrokenTask(TextTask):
+    """Quotes its input when it fails, as libraries do."""
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        raise ValueError(f"cannot digest {texts}")
+
+
+class Client:
+    """Sends its parts, then is silent until it leaves; keeps what it is sent."""
+
+    def __init__(self, *parts: bytes, more: bool = False) -> None:
+        self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        for index, part in enumerate(parts, 1):
+            self.send_part(part, more=more or index < len(parts))
+        self.asked = 0
+        self.sent: list[Message] = []
+
+    def send_part(self, part: bytes, *, more: bool) -> None:
+        self.messages.put_nowait({"type": "http.request", "body": part, "more_body": more})
+
+    def leave(self) -> None:
+        self.messages.put_nowait({"type": "http.disconnect"})
+
+    async def receive(self) -> Message:
+        self.asked += 1
+        message = await self.messages.get()
+        if message["type"] == "http.disconnect":
+            self.leave()  # and stays away
+        return message
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def _start(self) -> Message:
+        (start,) = [message for message in self.sent if message["type"] == "http.response.start"]
+        return start
+
+    @property
+    def status(self) -> int:
+        return self._start()["status"]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self._start()["headers"]}
+
+    @property
+    def body(self) -> Any:
+        return json.loads(b"".join(message.get("body", b"") for message in self.sent))
+
+
+class Served:
+    """An application without a network, serving `model` if there is one."""
+
+    def __init__(self, model: Model | None = None, limits: Limits = LIMITS, **settings: Any) -> None:
+        self.app = create_app(Settings(provider="cpu", **settings))
+        self.predictor = self.app.predictor
+        if model is not None:
+            self.predictor.serve(model, limits)
+
+    async def __aenter__(self) -> "Served":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if isinstance(self.predictor.model, HeldModel):
+            self.predictor.model.opened.set()
+        # In a thread: a run that is held needs this loop to end.
+        await asyncio.to_thread(self.predictor.close)
+
+    async def __call__(self, client: Client, path: str = "/predict", method: str = "POST", **headers: str) -> None:
+        headers = {"content_type": "application/json"} | headers
+        raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": raw,
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.app(scope, client.receive, client.send)
+
+    def sample(self, metric: str, **labels: str) -> float:
+        text = self.app.edge.metrics.render().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == metric and sample.labels == labels:
+                    return sample.value
+        raise AssertionError(f"no sample {metric} {labels}")
+
+    def requests(self, code: int, route: str = "/predict") -> float:
+        return self.sample("inference_requests_total", route=route, code=str(code))
+
+    def rejected(self, reason: str) -> float:
+        return self.sample("inference_rejected_total", reason=reason)
+
+    @property
+    def in_flight(self) -> float:
+        return self.sample("inference_requests_in_flight")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["abc", "A-1_b.c:d/e+f=g@h", "7" * 128])
+async def test_a_request_id_is_taken_from_the_client_and_given_back(bundled: Model, given: str) -> None:
+    async with Served(bundled) as served:
+        for path, method in (("/predict", "POST"), ("/live", "GET"), ("/nowhere", "GET")):
+            client = Client(PREDICT)
+            await served(client, path, method, x_request_id=given)
+            assert client.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize(
+    "given", ["", "7" * 129, "two words", "tab\there", "line\nbreak", "trailing\n", '"quoted"', "ümlaut", "{}", "a,b"]
+)
+async def test_a_request_id_that_could_do_harm_is_replaced(bundled: Model, given: str) -> None:
+    async with Served(bundled) as served:
+        for path, method in (("/predict", "POST"), ("/live", "GET")):
+            client = Client(PREDICT)
+            with capture_logs() as lines:
+                await served(client, path, method, x_request_id=given)
+            assert re.fullmatch("[0-9a-f]{32}", client.headers["x-request-id"])
+            assert [line["request_id"] for line in lines] == [client.headers["x-request-id"]] * len(lines)
+
+
+async def test_generated_request_ids_differ(bundled: Model) -> None:
+    seen = set()
+    async with Served(bundled) as served:
+        for _ in range(20):
+            client = Client(PREDICT)
+            await served(client)
+            seen.add(client.headers["x-request-id"])
+    assert len(seen) == 20
+
+
+# --- books ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_in_flight_until_it_is_answered(bundled: Model) -> None:
+    async with Served(model := held(bundled)) as served:
+        client = Client(PREDICT)
+        task = asyncio.create_task(served(client))
+        await until(lambda: model.entered)
+        assert served.in_flight == 1
+        model.opened.set()
+        await task
+        assert client.status == 200
+        assert served.in_flight == 0
+        assert served.requests(200) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/predict", "/predict"),
+        ("/predict/batch", "/predict/batch"),
+        ("/v2/models/anything/infer", "/v2/models/infer"),
+        ("/v2/models/anything/versions/9/infer", "/v2/models/infer"),
+    ],
+)
+async def test_every_inference_path_counts_under_its_route(bundled: Model, path: str, route: str) -> None:
+    async with Served(bundled) as served:
+        client = Client(b"{")
+        with capture_logs() as lines:
+            await served(client, path)
+        assert client.status in (400, 404)
+        assert served.requests(client.status, route) == 1
+        assert [(line["event"], line["route"]) for line in lines] == [("request", route)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/live"),
+        ("GET", "/ready"),
+        ("GET", "/metrics"),
+        ("GET", "/v2"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/health/ready"),
+        ("GET", "/v2/models/sentiment"),
+        ("GET", "/docs"),
+        ("GET", "/nowhere"),
+        ("POST", "/v2/models/a/b/infer"),
+        ("POST", "/v2/models//infer"),
+        ("GET", "/predict"),
+    ],
+)
+async def test_all_else_is_neither_counted_nor_logged(bundled: Model, method: str, path: str) -> None:
+    async with Served(bundled) as served:
+        client = Client(b"")
+        with capture_logs() as lines:
+            await served(client, path, method)
+        assert "x-request-id" in client.headers
+        assert lines == []
+        text = served.app.edge.metrics.render().decode()
+        counts = re.findall(r"^inference_requests_total\{.*\} (.*)$", text, re.MULTILINE)
+        assert {float(count) for count in counts} == {0.0}
+
+
+async def test_a_bug_ends_one_request_with_500_and_without_a_word_of_what_it_was_about(bundled: Model) -> None:
+    async with Served(replace(bundled, task=BrokenTask(bundled.artifact))) as served:
+        client = Client(PREDICT)
+        with capture_logs() as lines:
+            await served(client)
+        unhandled, request = lines
+        assert (client.status, client.body) == (500, {"error": "internal error"})
+        assert client.headers["x-request-id"] == unhandled["request_id"] == request["request_id"]
+        assert unhandled["error_type"] == "ValueError"
+        assert "test_middleware.py" in repr(unhandled), "where it happened"
+        assert "heron" not in repr(lines)
+        assert request["status"] == 500
+        assert served.requests(500) == 1
+        assert served.in_flight == 0
+
+
+async def test_a_request_cut_off_by_the_server_leaves_the_gauges_at_zero(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        task = asyncio.create_task(served(Client(b"{", more=True)))
+        await until(lambda: served.in_flight == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert served.in_flight == 0
+        assert served.sample("inference_request_duration_seconds_count", route="/predict") == 1
+
+
+# --- readiness --------------------------------------------------------------------------------------------------------
+
+
+async def test_before_the_model_is_there_inference_is_refused_for_now() -> None:
+    async with Served() as served:
+        served.predictor.stage = "loading"
+        client = Client(PREDICT)
+        await served(client)
+        assert client.status == 503
+        assert "loading" in client.body["error"]
+        assert int(client.headers["retry-after"]) >= 1
+        assert "connection" not in client.headers
+        assert served.rejected("not_ready") == 1
+        ready, live = Client(), Client()
+        await served(ready, "/ready", "GET")
+        await served(live, "/live", "GET")
+        assert (ready.status, ready.body["stage"], live.status) == (503, "loading", 200)
+
+
+async def test_while_draining_new_requests_are_refused_and_connections_closed(bundled: Model) -> None:
+    async with Served(model := held(bundled)) as served:
+        accepted, refused, probe = Client(PREDICT), Client(PREDICT), Client()
+        task = asyncio.create_task(served(accepted))
+        await until(lambda: model.entered)
+        served.predictor.drain()
+        await served(refused)
+        await served(probe, "/ready", "GET")
+        model.opened.set()
+        await task
+        assert (refused.status, accepted.status) == (503, 200)
+        assert (probe.status, probe.body["stage"]) == (503, "draining")
+        for client in (accepted, refused, probe):
+            assert client.headers["connection"] == "close"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert served.rejected("draining") == 1
+
+
+async def test_a_request_accepted_before_the_drain_is_answered_although_its_body_comes_later(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        client = Client(PREDICT[:5], more=True)
+        task = asyncio.create_task(served(client))
+        await until(lambda: client.asked == 2)
+        served.predictor.drain()
+        client.send_part(PREDICT[5:], more=False)
+        await task
+        assert client.status == 200
+
+
+async def test_connections_are_kept_open_while_ready(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        client = Client(PREDICT)
+        await served(client)
+        assert "connection" not in client.headers
+
+
+# --- waiting until nothing is in flight -------------------------------------------------------------------------------
+
+
+async def test_traffic_without_requests_is_idle_at_once() -> None:
+    assert await Traffic().idle(0)
+
+
+async def test_traffic_is_idle_when_the_last_request_has_left() -> None:
+    traffic = Traffic()
+    traffic.in_flight = 2
+    waiting = asyncio.create_task(traffic.idle(PATIENCE_SECONDS))
+    await asyncio.sleep(0)
+    traffic.leave()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    traffic.leave()
+    assert await waiting
+    # Requests that come after that do no harm.
+    traffic.in_flight = 1
+    traffic.leave()
+
+
+async def test_traffic_that_does_not_end_is_given_up_on() -> None:
+    traffic = Traffic()
+    traffic.in_flight = 1
+    assert not await traffic.idle(0.01)
+    traffic.leave()
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [5, 6, 20], list(range(len(PREDICT)))])
+async def test_a_body_is_read_whole_however_it_is_cut(bundled: Model, cuts: list[int]) -> None:
+    async with Served(bundled) as served:
+        edges = [0, *cuts, len(PREDICT)]
+        client = Client(*[PREDICT[start:end] for start, end in pairwise(edges)])
+        with capture_logs() as lines:
+            await served(client)
+        assert client.status == 200
+        assert lines[0]["body_bytes"] == len(PREDICT)
+        assert served.sample("inference_request_bytes_sum") == len(PREDICT)
+
+
+async def test_a_body_of_just_the_limit_is_read(bundled: Model) -> None:
+    async with Served(bundled, max_body_bytes=len(PREDICT)) as served:
+        client = Client(PREDICT)
+        await served(client, content_length=str(len(PREDICT)))
+        assert client.status == 200
+
+
+async def test_a_body_declared_too_large_is_refused_before_a_byte_is_read(bundled: Model) -> None:
+    async with Served(bundled, max_body_bytes=100) as served:
+        client = Client(b"x" * 101)
+        await served(client, content_length="101")
+        assert client.status == 413
+        assert "at most 100 bytes" in client.body["error"]
+        assert client.headers["connection"] == "close"
+        assert client.asked == 0
+        assert served.rejected("body_too_large") == 1
+
+
+@pytest.mark.parametrize("declared", ["", "5", "-1", "many", "²", "1e9"])
+async def test_a_body_that_grows_too_large_is_refused_whatever_was_declared(bundled: Model, declared: str) -> None:
+    async with Served(bundled, max_body_bytes=100) as served:
+        client = Client(b"x" * 60, b"x" * 60, b"x" * 60)
+        await served(client, content_length=declared)
+        assert client.status == 413
+        assert client.headers["connection"] == "close"
+        assert client.asked == 2, "what is too much is not read on"
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up(bundled: Model) -> None:
+    async with Served(bundled, request_timeout_ms=20) as served:
+        client = Client(b"a part", more=True)
+        await served(client)
+        assert client.status == 408
+        assert client.headers["connection"] == "close"
+        assert served.rejected("body_timeout") == 1
+        assert served.in_flight == 0
+
+
+async def test_a_client_that_leaves_while_sending_is_counted_and_forgotten(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        client = Client(b"a part", more=True)
+        client.leave()
+        await served(client)
+        assert served.requests(499) == 1
+        assert served.rejected("client_closed") == 1
+        assert served.in_flight == 0
+
+
+async def test_bodies_held_at_once_are_bounded_and_what_is_released_may_be_used_again(bundled: Model) -> None:
+    async with Served(bundled, max_body_bytes=100) as served:
+        clients = [Client(b"x" * 100, more=True) for _ in range(BODIES_AT_ONCE)]
+        tasks = [asyncio.create_task(served(client)) for client in clients]
+        await until(lambda: all(client.asked == 2 for client in clients))
+        refused = Client(PREDICT)
+        await served(refused)
+        assert (refused.status, refused.headers["connection"]) == (503, "close")
+        assert served.rejected("memory") == 1
+        # One is cut off, another's client leaves.
+        tasks[0].cancel()
+        clients[1].leave()
+        await asyncio.wait(tasks[:2])
+        accepted = Client(PREDICT)
+        await served(accepted)
+        assert accepted.status == 200
+        for client in clients:
+            client.leave()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(BODIES_AT_ONCE + 1):
+            again = Client(PREDICT)
+            await served(again)
+            assert again.status == 200
+        assert served.in_flight == 0
+
+
+# --- deadlines, and clients that leave --------------------------------------------------------------------------------
+
+
+async def test_an_answer_that_does_not_come_in_time_is_504(bundled: Model) -> None:
+    async with Served(held(bundled), request_timeout_ms=20) as served:
+        client = Client(PREDICT)
+        await served(client)
+        assert client.status == 504
+        assert served.rejected("deadline") == 1
+        assert served.in_flight == 0
+
+
+async def test_a_client_that_leaves_while_its_rows_run_or_wait_is_not_waited_for(bundled: Model) -> None:
+    async with Served(model := held(bundled)) as served:
+        running, waiting = Client(PREDICT), Client(PREDICT)
+        tasks = [asyncio.create_task(served(running))]
+        await until(lambda: model.entered)
+        tasks.append(asyncio.create_task(served(waiting)))
+        await until(lambda: served.sample("inference_queue_rows") == 1)
+        running.leave()
+        waiting.leave()
+        await asyncio.gather(*tasks)
+        assert served.in_flight == 0
+        assert served.requests(499) == 2
+        assert served.rejected("client_closed") == 2
+        model.opened.set()
+        await until(lambda: served.sample("inference_queue_rows") == 0)
+        after = Client(PREDICT)
+        await served(after)
+        assert after.status == 200
+        assert served.sample("inference_batch_rows_sum") == 2, "the row that waited was not run"
+
+
+async def test_a_client_that_leaves_just_before_or_after_its_answer_does_no_harm(bundled: Model) -> None:
+    async with Served(bundled, replace(LIMITS, queue_rows=100)) as served:
+        for delay in range(30):
+            client = Client(PREDICT)
+            task = asyncio.create_task(served(client))
+            await asyncio.sleep(delay * 0.0002)
+            client.leave()
+            await task
+            assert client.status in (200, 499)
+        assert served.in_flight == 0
+        assert served.requests(200) + served.requests(499) == 30
+
+
+async def test_a_client_that_is_answered_leaves_no_task_behind(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        await served(Client(PREDICT))
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1
+
+
+async def test_what_follows_the_body_is_not_taken_for_a_client_that_leaves(bundled: Model) -> None:
+    async with Served(bundled) as served:
+        client = Client(PREDICT)
+        for _ in range(3):
+            client.send_part(b"", more=False)
+        await served(client)
+        assert client.status == 200
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "body", "headers"),
+    [
+        (400, "/predict", b"{", {}),
+        (400, "/predict", b'{"text": "\xff"}', {}),
+        (404, "/v2/models/another/infer", b'{"inputs": []}', {}),
+        (415, "/predict", PREDICT, {"content_type": "text/plain"}),
+        (415, "/predict", PREDICT, {"content_encoding": "gzip"}),
+        (422, "/predict", b"{}", {}),
+        (422, "/predict", b'{"text": " "}', {}),
+        (422, "/predict/batch", b'{"texts": []}', {}),
+        (429, "/predict/batch", json.dumps({"texts": ["x"] * 17}).encode(), {}),
+    ],
+)
+async def test_every_error_is_one_shape_with_the_status_of_the_contract(
+    bundled: Model, status: int, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    async with Served(bundled) as served:
+        client = Client(body)
+        await served(client, path, **headers)
+        assert client.status == status
+        assert list(client.body) == ["error"]
+        assert client.headers["content-type"] == "application/json"
+        assert served.rejected("too_many_rows" if status == 429 else "invalid") == 1
+        assert served.in_flight == 0
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/predict", 405)])
+async def test_paths_and_methods_that_are_not_there_have_the_same_shape(
+    bundled: Model, method: str, path: str, status: int
+) -> None:
+    async with Served(bundled) as served:
+        client = Client(b"")
+        await served(client, path, method)
+        assert client.status == status
+        assert list(client.body) == ["error"]

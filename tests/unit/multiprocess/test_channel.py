@@ -1,0 +1,166 @@
+"""Messages between two ends of a socket pair, over real sockets."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.batching.admission import Limits, Waiting
+from app.multiprocess.channel import Ask, Cancel, Done, Failed, Link, Part, Ready, Serve, Stage, State, Submit
+from app.multiprocess.totals import Family, Snapshot
+from app.predictor import Statistics
+from app.runtime.tasks.task import Encoded
+
+SNAPSHOT = Snapshot([Family("a", "Of a.", "counter", [("a_total", {"kind": "x"}, 2.0)])], Statistics(succeeded=3))
+MESSAGES = [
+    Submit(0, [Encoded([101, 7, 102], 3, truncated=True), Encoded([5], 1)], 12.5),
+    Submit(1, [Encoded(b"", 1, 4, key=b"12345678"), Encoded(b"", 1, 2, key=((2, 3), ()))], float("inf")),
+    Cancel(7),
+    Ready(),
+    Done(9, ["fine"], 1.25, 2.5),
+    Failed(4, "Unavailable", "queue full", "queue_full", 3, True),
+    Stage("loading"),
+    Serve("0" * 64, "cuda", Limits(2, 8, 512, 64, overhead_tokens=12.5), 8, 512),
+    State(Waiting(3, 40, 1e4), "runner 0 has ended"),
+    Ask(3),
+]
+
+
+class End:
+    """One end, and what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.lost = asyncio.Event()
+        self.more = asyncio.Event()
+
+    def on_message(self, message: object) -> None:
+        self.heard.append(message)
+        self.more.set()
+
+    async def hears(self, count: int) -> list[object]:
+        async with asyncio.timeout(10):
+            while len(self.heard) < count:
+                self.more.clear()
+                await self.more.wait()
+        return self.heard
+
+
+@asynccontextmanager
+async def linked():
+    """Two ends and what each heard: (link, end), (link, end)."""
+    loop, sides = asyncio.get_running_loop(), []
+    for sock in socket.socketpair():
+        end = End()
+        _, link = await loop.create_unix_connection(partial(Link, end.on_message, end.lost.set), sock=sock)
+        sides.append((link, end))
+    try:
+        yield sides
+    finally:
+        for link, _ in sides:
+            link.close()
+        await asyncio.sleep(0)
+
+
+async def test_every_message_arrives_as_it_was_sent_and_in_order():
+    async with linked() as ((here, _), (_, there)):
+        for message in MESSAGES:
+            here.send(message)
+        for sent, heard in zip(MESSAGES, await there.hears(len(MESSAGES)), strict=True):
+            assert type(heard) is type(sent)
+            assert heard == sent
+
+
+async def test_a_units_key_can_be_looked_up_on_the_other_side():
+    async with linked() as ((here, _), (_, there)):
+        here.send(MESSAGES[1])
+        (message,) = await there.hears(1)
+        assert {unit.key for unit in message.units} == {b"12345678", ((2, 3), ())}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i8", "u8", "?", "O"])
+async def test_arrays_arrive_whatever_their_type_and_shape(dtype):
+    sent = np.array([[0, 1, 1], [1, 0, 0]]).astype(dtype)
+    if dtype == "O":
+        sent = np.array([["é", ""], ["longer", "\n"]], object)
+    async with linked() as ((here, _), (_, there)):
+        here.send(Done(0, [{"y": sent}, sent[0], sent[:0]], 0.0, 0.0))
+        (message,) = await there.hears(1)
+        named, row, none = message.results
+        for found, expected in ((named["y"], sent), (row, sent[0]), (none, sent[:0])):
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected)
+
+
+async def test_what_one_turn_of_the_loop_sends_travels_together():
+    async with linked() as ((here, _), (there, end)):
+        frames = []
+        received = there.data_received
+        there.data_received = lambda data: (frames.append(data), received(data))
+        for number in range(50):
+            here.send(Cancel(number))
+        await end.hears(50)
+        assert len(frames) <= 1
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts):
+    async def cut() -> None:
+        end = End()
+        link = Link(end.on_message, end.lost.set)
+        written = bytearray()
+
+        class Transport:
+            write = written.extend
+
+        link.connection_made(Transport())
+        for message in MESSAGES[:5]:
+            link.send(message)
+            await asyncio.sleep(0)
+        start = 0
+        for size in [*cuts, len(written)]:
+            link.data_received(bytes(written[start : start + size]))
+            start += size
+        assert end.heard == MESSAGES[:5]
+
+    asyncio.run(cut())
+
+
+async def test_asking_brings_the_other_sides_answer_to_who_asked():
+    async with linked() as ((here, here_end), (there, there_end)):
+        first, second = asyncio.create_task(here.ask(10)), asyncio.create_task(here.ask(10))
+        one, two = await there_end.hears(2)
+        other = Snapshot([], Statistics(failed=1))
+        there.send(Part(two.id, other))
+        there.send(Part(one.id, SNAPSHOT))
+        assert (await first, await second) == (SNAPSHOT, other)
+        assert here_end.heard == []
+
+
+async def test_an_answer_that_does_not_come_is_a_timeout_and_one_that_comes_later_harms_nobody():
+    async with linked() as ((here, here_end), (there, there_end)):
+        with pytest.raises(TimeoutError):
+            await here.ask(0.01)
+        (question,) = await there_end.hears(1)
+        there.send(Part(question.id, SNAPSHOT))
+        there.send(Stage("loading"))
+        assert await here_end.hears(1) == [Stage("loading")]
+
+
+async def test_the_loss_of_the_other_side_is_noticed_and_sending_to_it_does_nothing():
+    async with linked() as ((here, _), (there, there_end)):
+        here.close()
+        async with asyncio.timeout(10):
+            await there_end.lost.wait()
+        there.send(Ready())
+        await asyncio.sleep(0)
+
+
+async def test_what_cannot_be_sent_is_an_error_and_not_something_else():
+    with pytest.raises(NotImplementedError, match="object"):
+        Link(print, print)._encoder.encode([Done(0, [object()], 0.0, 0.0)])

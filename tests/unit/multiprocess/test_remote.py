@@ -1,0 +1,159 @@
+"""A front end's batcher, beside a link whose other side is the test."""
+
+import asyncio
+import time
+from math import inf
+
+import pytest
+
+from app.batching.admission import Limits, Waiting
+from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
+from app.multiprocess import remote
+from app.multiprocess.channel import Cancel, Done, Failed, Serve, State, Submit
+from app.multiprocess.remote import Elsewhere, RemoteBatcher, open_remote
+from app.runtime.tasks.task import Encoded, TextTask
+from app.settings import Settings
+from tests.process import BUNDLED
+
+LIMITS = Limits(runners=2, batch_rows=8, batch_tokens=512, queue_rows=16, max_wait_seconds=0.5)
+UNIT = Encoded([1, 2, 3], 3)
+
+
+class Sent:
+    """A link that only remembers."""
+
+    def __init__(self) -> None:
+        self.messages: list[object] = []
+
+    def send(self, message: object) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture
+async def link() -> Sent:
+    return Sent()
+
+
+@pytest.fixture
+async def batcher(link: Sent) -> RemoteBatcher:
+    return RemoteBatcher(link, LIMITS)
+
+
+def later(seconds: float = 3600) -> float:
+    return time.monotonic() + seconds
+
+
+async def test_units_go_out_and_their_results_come_back(link, batcher):
+    deadline = later()
+    ticket = batcher.submit([UNIT, UNIT], deadline)
+    (sent,) = link.messages
+    assert sent == Submit(sent.id, [UNIT, UNIT], deadline)
+    batcher.done(Done(sent.id, ["a", "b"], ticket.submitted + 1, ticket.submitted + 3))
+    assert await ticket.future == ["a", "b"]
+    assert (ticket.queue_seconds, ticket.inference_seconds) == pytest.approx((1, 2))
+    await asyncio.sleep(0)
+    assert link.messages == [sent], "nothing to cancel"
+
+
+async def test_answers_find_their_requests_in_any_order(link, batcher):
+    tickets = [batcher.submit([UNIT], later()) for _ in range(5)]
+    for message in reversed(link.messages):
+        batcher.done(Done(message.id, [message.id], 1.0, 2.0))
+    assert [(await ticket.future)[0] for ticket in tickets] == [message.id for message in link.messages]
+
+
+@pytest.mark.parametrize(
+    ("failed", "expected"),
+    [
+        (Failed(0, "RunFailed", "the model failed", None, None, False), RunFailed),
+        (Failed(0, "DeadlineExceeded", "late", "deadline", None, False), DeadlineExceeded),
+        (Failed(0, "TooManyRows", "17 rows", "too_many_rows", None, False), TooManyRows),
+    ],
+)
+async def test_the_engines_error_is_the_requests(link, batcher, failed, expected):
+    ticket = batcher.submit([UNIT], later())
+    failed.id = link.messages[0].id
+    batcher.failed(failed)
+    with pytest.raises(expected, match=failed.message):
+        await ticket.future
+
+
+async def test_a_refusal_keeps_what_it_says(link, batcher):
+    ticket = batcher.submit([UNIT], later())
+    batcher.failed(Failed(link.messages[0].id, "Unavailable", "shutting down", "draining", 7, True))
+    with pytest.raises(Unavailable) as caught:
+        await ticket.future
+    assert (caught.value.reason, caught.value.retry_after_seconds, caught.value.close) == ("draining", 7, True)
+
+
+async def test_a_request_given_up_is_cancelled_in_the_engine_and_its_late_answer_ignored(link, batcher):
+    ticket = batcher.submit([UNIT], later())
+    ticket.future.cancel()
+    await asyncio.sleep(0)
+    number = link.messages[0].id
+    assert link.messages[1:] == [Cancel(number)]
+    batcher.done(Done(number, ["late"], 1.0, 2.0))
+    batcher.failed(Failed(number, "RunFailed", "late", None, None, False))
+
+
+async def test_a_deadline_holds_though_the_engine_says_nothing(link, batcher):
+    ticket = batcher.submit([UNIT], later(0.02))
+    with pytest.raises(DeadlineExceeded):
+        await ticket.future
+    await asyncio.sleep(0)
+    assert isinstance(link.messages[-1], Cancel)
+
+
+async def test_what_the_engine_last_said_decides_at_the_door(link, batcher):
+    batcher.admit()
+    batcher.heard(State(Waiting(16, 160, 1000.0), None))
+    with pytest.raises(Unavailable, match="queue full"):
+        batcher.submit([UNIT], later())
+    batcher.heard(State(Waiting(2, 400, 1000.0), None))
+    with pytest.raises(Unavailable, match="deadline"):
+        batcher.submit([UNIT], later(0.1))
+    batcher.heard(State(Waiting(0, 0, 1000.0), None))
+    batcher.submit([UNIT], later(0.1)).future.cancel()
+    with pytest.raises(TooManyRows):
+        batcher.admit(17)
+    assert [type(message) for message in link.messages] == [Submit]
+
+
+async def test_a_stuck_engine_and_a_silent_one_are_noticed(batcher, monkeypatch):
+    assert batcher.stuck() is None
+    batcher.heard(State(Waiting(0, 0, inf), "runner 0 has ended"))
+    assert batcher.stuck() == "runner 0 has ended"
+    batcher.heard(State(Waiting(0, 0, inf), None))
+    assert batcher.stuck() is None
+    monkeypatch.setattr(remote, "SILENCE_SECONDS", -1.0)
+    assert "said nothing" in batcher.stuck()
+
+
+async def test_closing_ends_what_waits_and_refuses_what_comes(batcher):
+    ticket = batcher.submit([UNIT], later())
+    batcher.close()
+    with pytest.raises(Unavailable):
+        await ticket.future
+    with pytest.raises(Unavailable) as caught:
+        batcher.submit([UNIT], later())
+    assert caught.value.reason == "draining"
+
+
+def test_a_front_ends_model_encodes_and_names_itself_but_does_not_run(bundled_digest):
+    model = open_remote(Settings(model_dir=BUNDLED), Serve(bundled_digest, "cuda", LIMITS, 8, 512))
+    assert isinstance(model.task, TextTask)
+    assert (model.artifact.digest, model.session.provider, model.batch_rows) == (bundled_digest, "cuda", 8)
+    with pytest.raises(NotImplementedError):
+        Elsewhere("cpu").run({})
+
+
+def test_an_artifact_swapped_since_the_engine_read_it_is_refused():
+    with pytest.raises(remote.errors.ArtifactError, match="digest"):
+        open_remote(Settings(model_dir=BUNDLED), Serve("0" * 64, "cpu", LIMITS, 8, 512))
+
+
+@pytest.fixture
+def bundled_digest() -> str:
+    from app.artifact.manifest import read_artifact
+
+    return read_artifact(BUNDLED, "").digest
