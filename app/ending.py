@@ -10,7 +10,7 @@ from app.errors import StartupError
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
-def stop_process(error: StartupError) -> None:
+def exit_process(error: StartupError) -> None:
     """Ends the process with the error's exit code; its one line goes to stderr and to the termination log."""
     line = f"sentiment-inference: {error}"
     print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from app.batching.admission import Limits
 from app.batching.batcher import Batcher
 from app.errors import ArtifactError, ConfigError, StartupError
 from app.predictor import Predictor
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.settings import Settings, cpu_quota, unknown_variables
 from app.telemetry import logging as logs
@@ -19,7 +19,7 @@ CUDA_RUNNERS = 2
 OnFatal = Callable[[StartupError], None]
 
 
-def open_model(
+def start_loading(
     settings: Settings, predictor: Predictor, on_fatal: OnFatal, on_serving: Callable[[Model, Batcher], None]
 ) -> None:
     """Passes the gate in a thread, then serves on the running loop; a model that does not pass ends the process.
@@ -35,7 +35,7 @@ def open_model(
 
     def run() -> None:
         try:
-            model = pass_gate(
+            model = load_model(
                 settings.model_dir,
                 digest=settings.model_digest,
                 provider=settings.provider,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from app.artifact.datatypes import Array, Tensors
-from app.batching.admission import Batching, Limits, Ran, Ticket
+from app.batching.admission import Batching, FinishedRun, Limits, PendingRequest
 from app.batching.batcher import Batcher
-from app.batching.lag import Lag
+from app.batching.lag import EventLoopLag
 from app.errors import NotFound, Unavailable
 from app.runtime.model import Model
 from app.runtime.tasks.task import Encoded, TensorTask, TextTask
@@ -67,7 +67,7 @@ class Predictor:
         self.model: Model | None = None
         self._batcher: Batching | None = None
         self._metrics = metrics
-        self._lag = Lag()
+        self._lag = EventLoopLag()
         self.statistics = Statistics()
         self.limits: Limits | None = None
 
@@ -197,17 +197,17 @@ class Predictor:
     async def _answer(self, units: list[Encoded], deadline: float, usage: Usage) -> list[object]:
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
-        ticket = self._serving().submit(units, deadline)
+        pending = self._serving().submit(units, deadline)
         try:
-            return await ticket.future
+            return await pending.future
         finally:
-            usage.queue_seconds, usage.inference_seconds = ticket.queue_seconds, ticket.inference_seconds
-            self._count(ticket, usage)
+            usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds
+            self._count(pending, usage)
 
-    def _count(self, ticket: Ticket, usage: Usage) -> None:
-        statistics, seconds = self.statistics, time.monotonic() - ticket.submitted
+    def _count(self, pending: PendingRequest, usage: Usage) -> None:
+        statistics, seconds = self.statistics, time.monotonic() - pending.submitted
         statistics.last_unix_seconds = time.time()
-        if not ticket.finished:
+        if not pending.finished:
             statistics.failed += 1
             statistics.failed_seconds += seconds
             return
@@ -217,7 +217,7 @@ class Predictor:
         statistics.inference_seconds += usage.inference_seconds
         statistics.rows += usage.rows
 
-    def _observe(self, ran: Ran) -> None:
+    def _observe(self, ran: FinishedRun) -> None:
         metrics = self._metrics
         self.statistics.runs += 1
         metrics.run.observe(ran.run_seconds)

@@ -30,7 +30,7 @@ from app.artifact.manifest import (
     checksum_of,
 )
 from app.errors import ArtifactError, StartupError
-from app.runtime.loading import as_model_input, load_arrays, pass_gate
+from app.runtime.loading import as_model_input, load_arrays, load_model
 from app.runtime.session import Session
 from app.runtime.tasks.task import TextTask
 
@@ -172,7 +172,7 @@ def package_tensors(
         batching=batching,
     )
     write_manifest(folder, manifest)
-    pass_gate(folder)
+    load_model(folder)
 
 
 def package_text(
@@ -222,7 +222,7 @@ def package_text(
     )
     examples = golden or _answers(model, session, TextTask(Artifact(folder, manifest, "")), texts)
     write_manifest(folder, msgspec.structs.replace(manifest, golden=Golden(tolerance, examples)))
-    pass_gate(folder)
+    load_model(folder)
 
 
 def _answers(model: Path, session: Session, task: TextTask, texts: list[str]) -> list[GoldenText]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from app.errors import StartupError
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     try:
-        model = pass_gate(args.folder, digest=args.digest, provider=args.provider)
+        model = load_model(args.folder, digest=args.digest, provider=args.provider)
     except StartupError as error:
         print(f"model.verify: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

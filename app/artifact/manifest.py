@@ -105,7 +105,7 @@ def path_inside(folder: Path, name: str) -> Path:
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
         special = path.exists() and not path.is_file() and not path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a channel to itself, a null byte
         raise ArtifactError(f"{folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
     if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
         raise ArtifactError(f"{folder / MANIFEST}: path {name!r} leaves the artifact folder")

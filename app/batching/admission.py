@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
-from app.batching.queue import Row, Unit
+from app.batching.queue import QueueEntry, Unit
 from app.errors import DeadlineExceeded, TooManyRows, Unavailable
 
 
@@ -26,7 +26,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Waiting:
+class QueueState:
     """What waits for a runner, and the runners' speed together."""
 
     rows: int
@@ -56,7 +56,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Ran:
+class FinishedRun:
     """One finished run, for metrics. Times in seconds; `error` is the exception's type name, never its message."""
 
     rows: int
@@ -67,7 +67,7 @@ class Ran:
     error: str | None = None
 
 
-class Ticket:
+class PendingRequest:
     """One submitted request: a future of its results, and how long they took."""
 
     __slots__ = ("dispatched", "finished", "future", "missing", "results", "slot", "submitted")
@@ -97,19 +97,19 @@ class Ticket:
         return max(0.0, self.finished - self.dispatched) if self.finished else 0.0
 
 
-def describe(batch: list[Row], started: float, finished: float, error: str | None) -> Ran:
+def describe(batch: list[QueueEntry], started: float, finished: float, error: str | None) -> FinishedRun:
     """The account of a run that began and ended at these moments."""
     rows = sum(row.unit.rows for row in batch)
     longest = max(row.unit.length for row in batch)
     real = sum(row.unit.rows * row.unit.length for row in batch)
     waits = [started - row.submitted for row in batch]
-    return Ran(rows, real, rows * longest, finished - started, waits, error)
+    return FinishedRun(rows, real, rows * longest, finished - started, waits, error)
 
 
 class Batching(Protocol):
     """A batcher as its user sees it, in this process or in another; see `app.batching.batcher.Batcher`."""
 
-    def submit(self, units: Sequence[Unit], deadline: float) -> Ticket:
+    def submit(self, units: Sequence[Unit], deadline: float) -> PendingRequest:
         """Queues one request's units."""
 
     def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:

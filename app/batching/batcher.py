@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 
-from app.batching.admission import Limits, Ran, Ticket, Waiting, describe
+from app.batching.admission import FinishedRun, Limits, PendingRequest, QueueState, describe
 from app.batching.deadlines import Deadlines
-from app.batching.queue import Row, RowQueue, Unit
+from app.batching.queue import QueueEntry, RowQueue, Unit
 from app.errors import RunFailed, Unavailable
 
 Run = Callable[[Sequence[object]], Sequence[object]]
@@ -42,7 +42,7 @@ class Batcher:
         run: Run,
         limits: Limits,
         tokens_per_second: float,
-        on_ran: Callable[[Ran], None] = lambda ran: None,
+        on_ran: Callable[[FinishedRun], None] = lambda ran: None,
     ) -> None:
         """tokens_per_second: one runner's first estimate, from warm-up; later runs refine it."""
         self._run = run
@@ -64,7 +64,7 @@ class Batcher:
             runner.thread = threading.Thread(target=self._turn, args=(runner,), name=f"runner-{index}", daemon=True)
             runner.thread.start()
 
-    def submit(self, units: Sequence[Unit], deadline: float) -> Ticket:
+    def submit(self, units: Sequence[Unit], deadline: float) -> PendingRequest:
         """Queues one request's units. Await `ticket.future` for their results in order; cancel it to give up.
 
         deadline: on the clock of `time.monotonic()`. The future ends in DeadlineExceeded when it passes, in RunFailed
@@ -72,24 +72,26 @@ class Batcher:
         never hold the units, Unavailable if it is full or they would wait beyond the deadline.
         """
         self.admit(sum(unit.rows for unit in units), sum(unit.rows * unit.length for unit in units), deadline)
-        ticket = Ticket(len(units), self._loop.create_future())
-        rows = [Row(unit, ticket.future, (ticket, index), ticket.submitted) for index, unit in enumerate(units)]
-        self._deadlines.add(self._loop, ticket, deadline)
+        pending = PendingRequest(len(units), self._loop.create_future())
+        rows = [
+            QueueEntry(unit, pending.future, (pending, index), pending.submitted) for index, unit in enumerate(units)
+        ]
+        self._deadlines.add(self._loop, pending, deadline)
 
         def done(_: object) -> None:
-            self._deadlines.discard(ticket)
+            self._deadlines.discard(pending)
             # Not all results are there, so nobody waits for them any more.
-            if ticket.missing:
+            if pending.missing:
                 with self._wake:
                     for row in rows:
                         self._queue.discard(row)
 
-        ticket.future.add_done_callback(done)
+        pending.future.add_done_callback(done)
         with self._wake:
             for row in rows:
                 self._queue.push(row)
             self._wake.notify(len(units))
-        return ticket
+        return pending
 
     def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
         """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
@@ -98,9 +100,9 @@ class Batcher:
             raise Unavailable("shutting down", "draining", close=True)
         self.waiting().admit(self._limits, rows, tokens, deadline, late_seconds)
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> QueueState:
         """What is in the queue, and the measured speed."""
-        return Waiting(self._queue.rows, self._queue.tokens, self._rate * self._limits.runners)
+        return QueueState(self._queue.rows, self._queue.tokens, self._rate * self._limits.runners)
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: a runner died, or one has been in a run for too long."""
@@ -134,8 +136,8 @@ class Batcher:
         while (batch := self._take(runner)) is not None:
             started = runner.since = time.monotonic()
             for row in batch:
-                ticket = row.tag[0]
-                ticket.dispatched = ticket.dispatched or started
+                pending = row.tag[0]
+                pending.dispatched = pending.dispatched or started
             results, error = self._try(batch)
             finished = time.monotonic()
             runner.since = 0.0
@@ -150,7 +152,7 @@ class Batcher:
             except RuntimeError:
                 return  # the loop has closed: nobody waits any more
 
-    def _take(self, runner: _Runner) -> list[Row] | None:
+    def _take(self, runner: _Runner) -> list[QueueEntry] | None:
         with self._wake:
             while not self._closed:
                 if self._queue.rows:
@@ -168,7 +170,7 @@ class Batcher:
                     runner.free = time.monotonic()
             return None
 
-    def _try(self, batch: list[Row]) -> tuple[list[object], str | None]:
+    def _try(self, batch: list[QueueEntry]) -> tuple[list[object], str | None]:
         """Results in order, with RunFailed for rows the model fails on. A request whose rows fail takes no other
         request with it: when a shared run fails, each row runs once more by itself."""
         try:
@@ -184,18 +186,18 @@ class Batcher:
             alone = [None if row.future.done() else self._try([row])[0][0] for row in batch]
             return alone, type(error).__name__
 
-    def _deliver(self, batch: list[Row], results: list[object], ran: Ran, finished: float) -> None:
+    def _deliver(self, batch: list[QueueEntry], results: list[object], ran: FinishedRun, finished: float) -> None:
         """On the event loop: one call per batch, however many rows."""
         self._on_ran(ran)
         for row, result in zip(batch, results, strict=True):
             if row.future.done():
                 continue
-            ticket, index = row.tag
+            pending, index = row.tag
             if isinstance(result, RunFailed):
                 row.future.set_exception(result)
                 continue
-            ticket.results[index] = result
-            ticket.missing -= 1
-            if not ticket.missing:
-                ticket.finished = finished
-                row.future.set_result(ticket.results)
+            pending.results[index] = result
+            pending.missing -= 1
+            if not pending.missing:
+                pending.finished = finished
+                row.future.set_result(pending.results)

@@ -7,7 +7,7 @@ BEAT_SECONDS = 0.01
 WEIGHT = 0.1
 
 
-class Lag:
+class EventLoopLag:
     """A mean of recent delays; `seconds` is 0 until started."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ class Done(Protocol):
     def done(self) -> bool: ...
 
 
-class Row:
+class QueueEntry:
     """A unit in the queue. `tag` is the owner's; `order` and `born` are the queue's."""
 
     __slots__ = ("born", "future", "order", "submitted", "tag", "unit")
@@ -63,13 +63,13 @@ class RowQueue:
         self.rows = 0
         self.tokens = 0
         # By `order`, so oldest first. Unlike a plain dict it finds its first entry at once after any removals.
-        self._ages: OrderedDict[int, Row] = OrderedDict()
+        self._ages: OrderedDict[int, QueueEntry] = OrderedDict()
         # For each key, (length, order, row) sorted: `order` is unique, so rows themselves are never compared.
-        self._lengths: dict[Hashable, list[tuple[int, int, Row]]] = {}
+        self._lengths: dict[Hashable, list[tuple[int, int, QueueEntry]]] = {}
         self._pushed = 0
         self._passes = 0
 
-    def push(self, row: Row) -> None:
+    def push(self, row: QueueEntry) -> None:
         """Adds a row as the youngest."""
         self._pushed += 1
         row.order = self._pushed
@@ -88,7 +88,7 @@ class RowQueue:
             return 0.0
         return max(0.0, head.submitted + delay_seconds - time.monotonic())
 
-    def take(self, idle: int = 0) -> list[Row]:
+    def take(self, idle: int = 0) -> list[QueueEntry]:
         """Removes and returns the next batch; empty when no live row waits. idle: other runners that wait for work.
 
         At least one row, however large; beyond that at most `batch_rows` rows and `batch_tokens` padded tokens, and
@@ -105,12 +105,12 @@ class RowQueue:
             self._forget(row)
         return [row for row in batch if not row.future.done()]
 
-    def discard(self, row: Row) -> None:
+    def discard(self, row: QueueEntry) -> None:
         """Removes a row that nobody waits for any more, if it is still there: its place is free at once."""
         if row.order in self._ages:
             self._forget(row)
 
-    def clear(self) -> list[Row]:
+    def clear(self) -> list[QueueEntry]:
         """Removes and returns all rows, oldest first."""
         left = list(self._ages.values())
         self._ages.clear()
@@ -118,7 +118,7 @@ class RowQueue:
         self.rows = self.tokens = 0
         return left
 
-    def _head(self) -> Row | None:
+    def _head(self) -> QueueEntry | None:
         while self._ages:
             row = next(iter(self._ages.values()))
             if not row.future.done():
@@ -126,7 +126,7 @@ class RowQueue:
             self._forget(row)
         return None
 
-    def _forget(self, row: Row) -> None:
+    def _forget(self, row: QueueEntry) -> None:
         del self._ages[row.order]
         line = self._lengths[row.unit.key]
         del line[bisect_left(line, (row.unit.length, row.order))]
@@ -138,7 +138,7 @@ class RowQueue:
     def _fits(self, rows: int, longest: int) -> bool:
         return rows <= self.batch_rows and rows * longest <= self._share
 
-    def _oldest(self, head: Row) -> list[Row]:
+    def _oldest(self, head: QueueEntry) -> list[QueueEntry]:
         """The oldest rows that may share the head's run, in order: nobody is passed over."""
         batch, rows, longest = [head], head.unit.rows, head.unit.length
         for row in self._ages.values():
@@ -151,7 +151,7 @@ class RowQueue:
             batch.append(row)
         return batch
 
-    def _closest(self, head: Row) -> list[Row]:
+    def _closest(self, head: QueueEntry) -> list[QueueEntry]:
         """The head and its neighbours by length, each the one that adds least padding, while that costs less than a
         run of its own would."""
         line = self._lengths[head.unit.key]

@@ -11,39 +11,39 @@ from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.errors import RequestError
-from app.http.middleware import Edge, Traffic
+from app.http.middleware import InferenceMiddleware, InFlightRequests
 from app.http.oip.handlers import infer_handler, protocol_router
 from app.http.predict import service_handlers, service_router
 from app.http.request import error_answer
-from app.multiprocess.totals import Totals
+from app.multiprocess.totals import MetricsSource
 from app.predictor import Predictor
 from app.settings import Settings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def assemble(settings: Settings, totals: Totals, lifespan: Lifespan) -> "Service":
+def assemble(settings: Settings, metrics_source: MetricsSource, lifespan: Lifespan) -> "Service":
     """The application that answers from `totals.predictor`."""
-    predictor, metrics = totals.predictor, totals.metrics
-    traffic = Traffic()
+    predictor, metrics = metrics_source.predictor, metrics_source.metrics
+    in_flight = InFlightRequests()
     handlers = {**service_handlers(predictor), "/v2/models/infer": infer_handler(predictor)}
     app = Service(title="sentiment-inference", version=__version__, lifespan=lifespan)
-    app.include_router(service_router(predictor, totals, handlers))
-    app.include_router(protocol_router(predictor, totals, handlers["/v2/models/infer"]))
+    app.include_router(service_router(predictor, metrics_source, handlers))
+    app.include_router(protocol_router(predictor, metrics_source, handlers["/v2/models/infer"]))
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.predictor, app.traffic = predictor, traffic
-    app.edge = Edge(super(Service, app).__call__, handlers, settings, metrics, predictor, traffic)
+    app.predictor, app.in_flight = predictor, in_flight
+    app.edge = InferenceMiddleware(super(Service, app).__call__, handlers, settings, metrics, predictor, in_flight)
     return app
 
 
 class Service(FastAPI):
     """FastAPI behind the edge, which answers inference requests before FastAPI sees them."""
 
-    edge: Edge
+    edge: InferenceMiddleware
     predictor: Predictor
-    traffic: Traffic
+    in_flight: InFlightRequests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI says."""

@@ -12,18 +12,18 @@ from collections.abc import Awaitable, Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import REJECT_REASONS, STATUSES, RequestError, Unavailable
-from app.http.request import Answer, Exchange, Exchanges, error_answer, request_id_of
+from app.http.request import Answer, InferenceRequest, RequestLimits, error_answer, request_id_of
 from app.predictor import Predictor
 from app.settings import Settings
 from app.telemetry.logging import logger, stack_of
 from app.telemetry.metrics import ROUTES, Metrics
 
-Handler = Callable[[Exchange], Awaitable[Answer]]
+Handler = Callable[[InferenceRequest], Awaitable[Answer]]
 INFER_PATH = re.compile(r"/v2/models/(?P<model_name>[^/]+)(?:/versions/(?P<model_version>[^/]+))?/infer")
 INTERNAL_ERROR = b'{"error":"internal error"}'
 
 
-class Traffic:
+class InFlightRequests:
     """Inference requests that are not answered yet, and a way to wait until there are none."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Traffic:
         return bool(done)
 
 
-class Edge:
+class InferenceMiddleware:
     """An ASGI application around `app`. `handlers`: by route label, see `app.telemetry.metrics.ROUTES`."""
 
     def __init__(
@@ -54,17 +54,17 @@ class Edge:
         settings: Settings,
         metrics: Metrics,
         predictor: Predictor,
-        traffic: Traffic,
+        in_flight: InFlightRequests,
     ) -> None:
         self.app = app
         self.handlers = handlers
         self.metrics = metrics
         self.predictor = predictor
-        self.traffic = traffic
-        self.exchanges = Exchanges(settings.max_body_bytes, settings.request_timeout_ms / 1000)
+        self.in_flight = in_flight
+        self.limits = RequestLimits(settings.max_body_bytes, settings.request_timeout_ms / 1000)
         # Bound now: the lazy logger would bind anew for every line.
         self.log = logger().bind()
-        metrics.in_flight.set_function(lambda: traffic.in_flight)
+        metrics.in_flight.set_function(lambda: in_flight.in_flight)
         # Looking a child up by its labels costs more than counting on it.
         self.requests = {(r, status): metrics.requests.labels(r, str(status)) for r in ROUTES for status in STATUSES}
         self.rejected = {reason: metrics.rejected.labels(reason) for reason in REJECT_REASONS}
@@ -75,25 +75,25 @@ class Edge:
             if scope["method"] == "POST":
                 path = scope["path"]
                 if path in self.handlers:
-                    await self.infer(Exchange(scope, receive, path, {}, self.exchanges), send)
+                    await self.infer(InferenceRequest(scope, receive, path, {}, self.limits), send)
                     return
                 if match := INFER_PATH.fullmatch(path):
                     parts = match.groupdict()
-                    await self.infer(Exchange(scope, receive, "/v2/models/infer", parts, self.exchanges), send)
+                    await self.infer(InferenceRequest(scope, receive, "/v2/models/infer", parts, self.limits), send)
                     return
             send = self._with_request_id(scope, send)
         await self.app(scope, receive, send)
 
-    async def infer(self, exchange: Exchange, send: Send) -> None:
+    async def infer(self, request: InferenceRequest, send: Send) -> None:
         """Answers one inference request, whatever happens to it."""
-        self.traffic.in_flight += 1
+        self.in_flight.in_flight += 1
         try:
             try:
                 self.predictor.admit()
-                answer = await self.handlers[exchange.route](exchange)
+                answer = await self.handlers[request.route](request)
             except RequestError as error:
                 answer = error_answer(error)
-                exchange.error = type(error).__name__
+                request.error = type(error).__name__
                 if error.reason is not None:
                     self.rejected[error.reason].inc()
             except asyncio.CancelledError:
@@ -103,44 +103,44 @@ class Edge:
             # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
             except Exception as error:
                 answer = Answer(500, INTERNAL_ERROR)
-                exchange.error = type(error).__name__
-                self.log.error("unhandled", request_id=exchange.id, error_type=exchange.error, stack=stack_of(error))
-            exchange.status = answer.status
+                request.error = type(error).__name__
+                self.log.error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
+            request.status = answer.status
             headers = [
                 (b"content-type", answer.content_type),
                 (b"content-length", b"%d" % len(answer.body)),
-                (b"x-request-id", exchange.id.encode()),
+                (b"x-request-id", request.id.encode()),
                 *answer.headers,
             ]
             if self.predictor.leaving:
                 headers.append((b"connection", b"close"))
-            if exchange.connection is not None:
-                await exchange.connection.answer(answer.status, headers, answer.body)
+            if request.connection is not None:
+                await request.connection.answer(answer.status, headers, answer.body)
             else:
                 await send({"type": "http.response.start", "status": answer.status, "headers": headers})
                 await send({"type": "http.response.body", "body": answer.body})
         finally:
-            self.traffic.leave()
-            self._record(exchange)
+            self.in_flight.leave()
+            self._record(request)
 
-    def _record(self, exchange: Exchange) -> None:
-        seconds = time.monotonic() - exchange.started
+    def _record(self, request: InferenceRequest) -> None:
+        seconds = time.monotonic() - request.started
         # No status: the server was told to stop at once.
-        status = exchange.status or Unavailable.status
-        self.requests[exchange.route, status].inc()
-        self.durations[exchange.route].observe(seconds)
+        status = request.status or Unavailable.status
+        self.requests[request.route, status].inc()
+        self.durations[request.route].observe(seconds)
         # A request refused before its body was read says nothing of sizes.
-        if exchange.body_bytes:
-            self.metrics.request_bytes.observe(exchange.body_bytes)
-        usage, model = exchange.usage, self.predictor.model
+        if request.body_bytes:
+            self.metrics.request_bytes.observe(request.body_bytes)
+        usage, model = request.usage, self.predictor.model
         self.log.info(
             "request",
-            request_id=exchange.id,
-            route=exchange.route,
+            request_id=request.id,
+            route=request.route,
             status=status,
-            error=exchange.error,
+            error=request.error,
             duration_ms=round(seconds * 1000, 3),
-            body_bytes=exchange.body_bytes,
+            body_bytes=request.body_bytes,
             rows=usage.rows,
             tokens=usage.tokens,
             queue_ms=round(usage.queue_seconds * 1000, 3),

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from app.errors import STATUSES, BadRequest, Invalid, UnsupportedMedia
 from app.http.middleware import Handler
-from app.http.request import Answer, Exchange, json_answer
-from app.multiprocess.totals import Totals
+from app.http.request import Answer, InferenceRequest, json_answer
+from app.multiprocess.totals import MetricsSource
 from app.predictor import Prediction, Predictor
 
 T = TypeVar("T")
@@ -107,23 +107,23 @@ def decode_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
         raise BadRequest("body: nested too deeply") from None
 
 
-def require_json(exchange: Exchange) -> None:
+def require_json(request: InferenceRequest) -> None:
     """Raises UnsupportedMedia unless the content type is JSON and the body not compressed."""
-    kind = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
+    kind = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMedia("content-type: expected application/json")
-    refuse_compressed(exchange)
+    refuse_compressed(request)
 
 
-def refuse_compressed(exchange: Exchange) -> None:
+def refuse_compressed(request: InferenceRequest) -> None:
     """Raises UnsupportedMedia: a small compressed body can become any size in memory."""
-    if (exchange.header(b"content-encoding") or "identity").lower() != "identity":
+    if (request.header(b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMedia("content-encoding: expected none")
 
 
-def timing_headers(exchange: Exchange, predictor: Predictor) -> list[tuple[bytes, bytes]]:
+def timing_headers(request: InferenceRequest, predictor: Predictor) -> list[tuple[bytes, bytes]]:
     """`X-Model` and `Server-Timing` of an answered inference request."""
-    usage, manifest = exchange.usage, predictor.loaded().artifact.manifest
+    usage, manifest = request.usage, predictor.loaded().artifact.manifest
     timing = b"queue;dur=%.3f, inference;dur=%.3f" % (usage.queue_seconds * 1e3, usage.inference_seconds * 1e3)
     return [(b"x-model", f"{manifest.name}/{manifest.version}".encode()), (b"server-timing", timing)]
 
@@ -136,30 +136,30 @@ def service_handlers(predictor: Predictor) -> dict[str, Handler]:
     """Handlers of /predict and /predict/batch, by route label."""
     one, many = msgspec.json.Decoder(PredictRequest), msgspec.json.Decoder(BatchRequest)
 
-    async def classify(exchange: Exchange, texts: list[str]) -> list[Prediction]:
-        return await exchange.unless_gone(predictor.classify(texts, exchange.deadline, exchange.usage))
+    async def classify(request: InferenceRequest, texts: list[str]) -> list[Prediction]:
+        return await request.unless_gone(predictor.classify(texts, request.deadline, request.usage))
 
-    async def predict(exchange: Exchange) -> Answer:
+    async def predict(request: InferenceRequest) -> Answer:
         """Classify one text."""
-        require_json(exchange)
-        body = decode_json(await exchange.body(), one)
-        (prediction,) = await classify(exchange, [body.text])
-        return json_answer(as_response(prediction), timing_headers(exchange, predictor))
+        require_json(request)
+        body = decode_json(await request.body(), one)
+        (prediction,) = await classify(request, [body.text])
+        return json_answer(as_response(prediction), timing_headers(request, predictor))
 
-    async def predict_batch(exchange: Exchange) -> Answer:
+    async def predict_batch(request: InferenceRequest) -> Answer:
         """Classify several texts: all of them, in the same order, or one error."""
-        require_json(exchange)
-        body = decode_json(await exchange.body(), many)
+        require_json(request)
+        body = decode_json(await request.body(), many)
         if not body.texts:
             raise Invalid("texts: expected at least one")
-        predictions = await classify(exchange, body.texts)
+        predictions = await classify(request, body.texts)
         content = BatchResponse([as_response(prediction) for prediction in predictions])
-        return json_answer(content, timing_headers(exchange, predictor))
+        return json_answer(content, timing_headers(request, predictor))
 
     return {"/predict": predict, "/predict/batch": predict_batch}
 
 
-def service_router(predictor: Predictor, totals: Totals, handlers: dict[str, Handler]) -> APIRouter:
+def service_router(predictor: Predictor, metrics_source: MetricsSource, handlers: dict[str, Handler]) -> APIRouter:
     """Health and metrics, and the documentation of `handlers`."""
     router = APIRouter()
     describe(router, "/predict", handlers["/predict"], PredictRequest, PredictResponse)
@@ -182,6 +182,6 @@ def service_router(predictor: Predictor, totals: Totals, handlers: dict[str, Han
     @router.get("/metrics")
     async def scrape() -> Response:
         """Prometheus text."""
-        return Response(await totals.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await metrics_source.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

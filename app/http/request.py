@@ -69,7 +69,7 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
-class Exchanges:
+class RequestLimits:
     """What all exchanges have together: limits, bytes of bodies held at once, deadlines, the event loop."""
 
     def __init__(self, max_body_bytes: int, timeout_seconds: float) -> None:
@@ -88,7 +88,7 @@ class Exchanges:
         return self._loop
 
 
-class Exchange:
+class InferenceRequest:
     """One inference request. `deadline` is on the clock of `time.monotonic()`, seconds."""
 
     __slots__ = (
@@ -112,7 +112,7 @@ class Exchange:
     )
 
     def __init__(
-        self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str | None], common: Exchanges
+        self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str | None], common: RequestLimits
     ) -> None:
         self.started = time.monotonic()
         self.deadline = self.started + common.timeout_seconds

@@ -11,7 +11,7 @@ import uvicorn
 
 from app.errors import ConfigError
 from app.http.connection import HttpProtocol
-from app.http.middleware import Traffic
+from app.http.middleware import InFlightRequests
 from app.predictor import Predictor
 from app.settings import Settings
 from app.telemetry import logging as logs
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         predictor: Predictor,
-        traffic: Traffic,
+        in_flight: InFlightRequests,
         settings: Settings,
         *,
         insist: bool = True,
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._insist = insist
         self._predictor = predictor
-        self._traffic = traffic
+        self._traffic = in_flight
         self._delay = settings.drain_delay_seconds
         self._timeout = settings.drain_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from app.batching.admission import Limits, Waiting
+from app.batching.admission import Limits, QueueState
 from app.multiprocess.totals import Snapshot
 
 LENGTH_BYTES = 4
@@ -88,7 +88,7 @@ class Serve(Struct, array_like=True, tag=7):
 class State(Struct, array_like=True, tag=8):
     """Engine: what waits, and why no progress can be made if so. Comes when it changes, and as a sign of life."""
 
-    waiting: Waiting
+    waiting: QueueState
     stuck: str | None
 
 
@@ -119,7 +119,7 @@ def _decode_other(code: int, data: memoryview) -> Any:
     return pickle.loads(data)  # noqa: S301
 
 
-class Link(asyncio.Protocol):
+class Channel(asyncio.Protocol):
     """One end. on_message: called with each message in the order of sending, but for answers to `ask`.
 
     on_lost: called when the other side is gone.

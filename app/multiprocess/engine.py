@@ -1,6 +1,6 @@
 """The engine of a server with several HTTP processes: one queue, one session, and a link to each front end.
 
-Each front end listens on a socket of its own on the same address. If one ends unasked, the others drain and the whole
+Each worker end listens on a socket of its own on the same address. If one ends unasked, the others drain and the whole
 server ends with an error: whoever started it starts it again, whole.
 """
 
@@ -16,14 +16,27 @@ from typing import NoReturn
 
 import uvloop
 
-from app.batching.admission import Ticket
+from app.batching.admission import PendingRequest
 from app.batching.batcher import Batcher
-from app.ending import stop_process
+from app.ending import exit_process
 from app.errors import RequestError, StartupError
 from app.http.server import SWITCH_SECONDS
-from app.lifecycle import limits_of, log_ready, open_model
-from app.multiprocess.channel import Ask, Cancel, Done, Failed, Link, Message, Part, Ready, Serve, Stage, State, Submit
-from app.multiprocess.totals import Snapshot, Totals, add_up
+from app.lifecycle import limits_of, log_ready, start_loading
+from app.multiprocess.channel import (
+    Ask,
+    Cancel,
+    Channel,
+    Done,
+    Failed,
+    Message,
+    Part,
+    Ready,
+    Serve,
+    Stage,
+    State,
+    Submit,
+)
+from app.multiprocess.totals import MetricsSource, Snapshot, add_up
 from app.predictor import Predictor
 from app.runtime.model import Model
 from app.settings import Settings
@@ -40,13 +53,13 @@ EXIT_FRONT_LOST = 1
 
 
 @dataclass(slots=True, eq=False)
-class Front:
+class HttpWorker:
     """A front end as the engine sees it."""
 
     process: asyncio.subprocess.Process
-    tickets: dict[int, Ticket] = field(default_factory=dict)
+    pending: dict[int, PendingRequest] = field(default_factory=dict)
     ready: bool = False
-    link: Link = field(init=False)
+    channel: Channel = field(init=False)
 
 
 class Engine:
@@ -55,8 +68,8 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._predictor = Predictor(metrics := Metrics())
-        self._totals = Totals(metrics, self._predictor)
-        self._fronts: list[Front] = []
+        self._totals = MetricsSource(metrics, self._predictor)
+        self._workers: list[HttpWorker] = []
         self._batcher: Batcher | None = None
         self._model: Model | None = None
         self._answering: set[asyncio.Task[None]] = set()
@@ -70,12 +83,12 @@ class Engine:
             loop.add_signal_handler(number, self._leave)
         try:
             for sock in sockets:
-                self._fronts.append(await self._start(sock))
+                self._workers.append(await self._start(sock))
         except OSError as error:  # no more processes
-            stop_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
-        open_model(self._settings, self._predictor, stop_process, self._serve)
+            exit_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
+        start_loading(self._settings, self._predictor, exit_process, self._serve)
         gpu = GpuSampler.start(self._totals.metrics.registry) if self._settings.provider != "cpu" else None
-        watching = [asyncio.create_task(self._watch(front)) for front in self._fronts]
+        watching = [asyncio.create_task(self._watch(worker)) for worker in self._workers]
         ticking = asyncio.create_task(self._tick())
         await self._leaving.wait()
         await self._drain(watching)
@@ -85,7 +98,7 @@ class Engine:
             gpu.stop()
         return self._exit_code
 
-    async def _start(self, listening: socket.socket) -> Front:
+    async def _start(self, listening: socket.socket) -> HttpWorker:
         ours, theirs = socket.socketpair()
         # A session of its own: Ctrl-C in a terminal is for the engine, which tells the front ends.
         process = await asyncio.create_subprocess_exec(
@@ -94,26 +107,26 @@ class Engine:
         )  # fmt: skip
         listening.close()
         theirs.close()
-        front = Front(process)
+        worker = HttpWorker(process)
         # Its end is noticed by the end of its process.
-        loop, hear = asyncio.get_running_loop(), partial(self._hear, front)
-        _, front.link = await loop.create_unix_connection(partial(Link, hear, lambda: None), sock=ours)
-        return front
+        loop, hear = asyncio.get_running_loop(), partial(self._hear, worker)
+        _, worker.channel = await loop.create_unix_connection(partial(Channel, hear, lambda: None), sock=ours)
+        return worker
 
     def _leave(self) -> None:
         """The first signal: the front ends drain, and then the engine. The second: all stop without waiting."""
-        for front in self._fronts:
-            if front.process.returncode is None:
-                front.process.send_signal(signal.SIGKILL if self._leaving.is_set() else signal.SIGTERM)
+        for worker in self._workers:
+            if worker.process.returncode is None:
+                worker.process.send_signal(signal.SIGKILL if self._leaving.is_set() else signal.SIGTERM)
         self._predictor.leave()
         self._leaving.set()
 
-    async def _watch(self, front: Front) -> None:
-        code = await front.process.wait()
-        for ticket in front.tickets.values():
-            ticket.future.cancel()
+    async def _watch(self, worker: HttpWorker) -> None:
+        code = await worker.process.wait()
+        for pending in worker.pending.values():
+            pending.future.cancel()
         if not self._leaving.is_set():
-            logs.logger().error("a front end ended", process_id=front.process.pid, code=code)
+            logs.logger().error("a worker end ended", process_id=worker.process.pid, code=code)
             self._exit_code = code if code > 0 else EXIT_FRONT_LOST
             self._leave()
 
@@ -122,29 +135,29 @@ class Engine:
         _, left = await asyncio.wait(watching, timeout=seconds)
         if left:
             logs.logger().warning("drain timeout", front_ends=len(left))
-        for front in self._fronts:
-            if front.process.returncode is None:
-                front.process.kill()
+        for worker in self._workers:
+            if worker.process.returncode is None:
+                worker.process.kill()
 
     def _serve(self, model: Model, batcher: Batcher) -> None:
         """The model has passed the gate."""
         self._model, self._batcher = model, batcher
         limits = limits_of(self._settings, model)
         served = Serve(model.artifact.digest, model.session.provider, limits, model.batch_rows, model.batch_tokens)
-        for front in self._fronts:
-            front.link.send(served)
+        for worker in self._workers:
+            worker.channel.send(served)
 
     async def _tick(self) -> None:
         """Tells the front ends what has changed."""
         told_stage, told_state, told_at = "", None, 0.0
         while True:
-            ready = all(front.ready for front in self._fronts)
+            ready = all(worker.ready for worker in self._workers)
             stage = self._predictor.stage
             # A front end drains when it is told to by signal, and not half before.
             if stage not in (told_stage, "draining") and (ready or stage != "ready"):
                 told_stage = stage
-                for front in self._fronts:
-                    front.link.send(Stage(stage))
+                for worker in self._workers:
+                    worker.channel.send(Stage(stage))
                 if stage == "ready":
                     assert self._model is not None
                     log_ready(self._settings, self._model)
@@ -153,52 +166,54 @@ class Engine:
                 now = time.monotonic()
                 if state != told_state or now - told_at > SIGN_OF_LIFE_SECONDS:
                     told_state, told_at = state, now
-                    for front in self._fronts:
-                        front.link.send(state)
+                    for worker in self._workers:
+                        worker.channel.send(state)
             await asyncio.sleep(TICK_SECONDS)
 
-    def _hear(self, front: Front, message: Message) -> None:
+    def _hear(self, worker: HttpWorker, message: Message) -> None:
         match message:
             case Submit():
-                self._submit(front, message)
-            case Cancel() if (ticket := front.tickets.get(message.id)) is not None:
-                ticket.future.cancel()
+                self._submit(worker, message)
+            case Cancel() if (pending := worker.pending.get(message.id)) is not None:
+                pending.future.cancel()
             case Ready():
-                front.ready = True
+                worker.ready = True
             case Ask():
-                task = asyncio.create_task(self._answer(front, message.id))
+                task = asyncio.create_task(self._answer(worker, message.id))
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
 
-    def _submit(self, front: Front, message: Submit) -> None:
+    def _submit(self, worker: HttpWorker, message: Submit) -> None:
         assert self._batcher is not None
         try:
-            ticket = self._batcher.submit(message.units, message.deadline)
+            pending = self._batcher.submit(message.units, message.deadline)
         except RequestError as error:
-            front.link.send(failure(message.id, error))
+            worker.channel.send(failure(message.id, error))
             return
-        front.tickets[message.id] = ticket
-        ticket.future.add_done_callback(partial(self._ended, front, message.id, ticket))
+        worker.pending[message.id] = pending
+        pending.future.add_done_callback(partial(self._ended, worker, message.id, pending))
 
-    def _ended(self, front: Front, number: int, ticket: Ticket, future: "asyncio.Future[list[object]]") -> None:
-        front.tickets.pop(number, None)
+    def _ended(
+        self, worker: HttpWorker, number: int, pending: PendingRequest, future: "asyncio.Future[list[object]]"
+    ) -> None:
+        worker.pending.pop(number, None)
         if future.cancelled():
             return
         error = future.exception()
         if error is None:
-            front.link.send(Done(number, future.result(), ticket.dispatched, ticket.finished))
+            worker.channel.send(Done(number, future.result(), pending.dispatched, pending.finished))
         else:
             assert isinstance(error, RequestError)
-            front.link.send(failure(number, error))
+            worker.channel.send(failure(number, error))
 
-    async def _answer(self, asking: Front, number: int) -> None:
+    async def _answer(self, asking: HttpWorker, number: int) -> None:
         """Sends what all processes counted; without those that do not answer."""
-        asked = [front.link.ask(ASK_SECONDS) for front in self._fronts if front.process.returncode is None]
+        asked = [worker.channel.ask(ASK_SECONDS) for worker in self._workers if worker.process.returncode is None]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         parts = [answer for answer in answers if isinstance(answer, Snapshot)]
-        if len(parts) < len(self._fronts):
-            logs.logger().warning("a front end does not answer", answered=len(parts), front_ends=len(self._fronts))
-        asking.link.send(Part(number, add_up([self._totals.snapshot(), *parts])))
+        if len(parts) < len(self._workers):
+            logs.logger().warning("a worker end does not answer", answered=len(parts), front_ends=len(self._workers))
+        asking.channel.send(Part(number, add_up([self._totals.snapshot(), *parts])))
 
 
 def failure(number: int, error: RequestError) -> Failed:
@@ -206,7 +221,7 @@ def failure(number: int, error: RequestError) -> Failed:
     return Failed(number, type(error).__name__, str(error), error.reason, error.retry_after_seconds, error.close)
 
 
-def run_engine(settings: Settings, sockets: list[socket.socket]) -> NoReturn:
+def serve_with_http_processes(settings: Settings, sockets: list[socket.socket]) -> NoReturn:
     """Serves until SIGTERM or SIGINT, then ends the process."""
     # As for the one process that does it all: a runner with a result must not wait long for a busy loop.
     sys.setswitchinterval(SWITCH_SECONDS)

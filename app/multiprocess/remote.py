@@ -11,11 +11,11 @@ from app import errors
 from app.artifact.datatypes import Tensors
 from app.artifact.manifest import read_artifact, verify_files
 from app.batching import queue as rowqueue
-from app.batching.admission import Limits, Ticket, Waiting
+from app.batching.admission import Limits, PendingRequest, QueueState
 from app.batching.deadlines import Deadlines
 from app.errors import RequestError, Unavailable
-from app.multiprocess.channel import Cancel, Done, Failed, Link, Serve, State, Submit, Unit
-from app.multiprocess.totals import Snapshot, Totals, render
+from app.multiprocess.channel import Cancel, Channel, Done, Failed, Serve, State, Submit, Unit
+from app.multiprocess.totals import MetricsSource, Snapshot, render
 from app.predictor import Statistics
 from app.runtime.model import Model
 from app.runtime.tasks.task import open_task
@@ -49,32 +49,32 @@ def open_remote(settings: Settings, served: Serve) -> Model:
 class RemoteBatcher:
     """As `Batcher`, for one event loop; the link's messages come in through `done`, `failed`, `heard`."""
 
-    def __init__(self, link: Link, limits: Limits) -> None:
-        self._link = link
+    def __init__(self, channel: Channel, limits: Limits) -> None:
+        self._link = channel
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count()
-        self._tickets: dict[int, Ticket] = {}
+        self._pending: dict[int, PendingRequest] = {}
         self._deadlines = Deadlines()
-        self._state = State(Waiting(0, 0, inf), None)
+        self._state = State(QueueState(0, 0, inf), None)
         self._heard = time.monotonic()
         self._closed = False
 
-    def submit(self, units: Sequence[rowqueue.Unit], deadline: float) -> Ticket:
+    def submit(self, units: Sequence[rowqueue.Unit], deadline: float) -> PendingRequest:
         """As `Batcher.submit`; what only the engine can know ends the ticket's future."""
         self.admit(sum(unit.rows for unit in units), sum(unit.rows * unit.length for unit in units), deadline)
-        ticket, number = Ticket(len(units), self._loop.create_future()), next(self._ids)
-        self._tickets[number] = ticket
-        self._deadlines.add(self._loop, ticket, deadline)
+        pending, number = PendingRequest(len(units), self._loop.create_future()), next(self._ids)
+        self._pending[number] = pending
+        self._deadlines.add(self._loop, pending, deadline)
 
         def ended(_: object) -> None:
-            self._deadlines.discard(ticket)
-            if self._tickets.pop(number, None) is not None:
+            self._deadlines.discard(pending)
+            if self._pending.pop(number, None) is not None:
                 self._link.send(Cancel(number))
 
-        ticket.future.add_done_callback(ended)
+        pending.future.add_done_callback(ended)
         self._link.send(Submit(number, cast("list[Unit]", units), deadline))
-        return ticket
+        return pending
 
     def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
         """As `Batcher.admit`, by what the engine last said; it looks again itself."""
@@ -92,9 +92,9 @@ class RemoteBatcher:
     def close(self) -> None:
         """Fails what still waits."""
         self._closed = True
-        for ticket in list(self._tickets.values()):
-            if not ticket.future.done():
-                ticket.future.set_exception(Unavailable("shutting down", "draining", close=True))
+        for pending in list(self._pending.values()):
+            if not pending.future.done():
+                pending.future.set_exception(Unavailable("shutting down", "draining", close=True))
 
     def heard(self, state: State) -> None:
         """The engine's state."""
@@ -102,16 +102,16 @@ class RemoteBatcher:
 
     def done(self, message: Done) -> None:
         """A request's results."""
-        ticket = self._tickets.pop(message.id, None)
-        if ticket is not None and not ticket.future.done():
-            ticket.dispatched, ticket.finished, ticket.missing = message.dispatched, message.finished, 0
-            ticket.future.set_result(message.results)
+        pending = self._pending.pop(message.id, None)
+        if pending is not None and not pending.future.done():
+            pending.dispatched, pending.finished, pending.missing = message.dispatched, message.finished, 0
+            pending.future.set_result(message.results)
 
     def failed(self, message: Failed) -> None:
         """A request's error."""
-        ticket = self._tickets.pop(message.id, None)
-        if ticket is not None and not ticket.future.done():
-            ticket.future.set_exception(rebuilt(message))
+        pending = self._pending.pop(message.id, None)
+        if pending is not None and not pending.future.done():
+            pending.future.set_exception(rebuilt(message))
 
 
 def rebuilt(message: Failed) -> RequestError:
@@ -122,10 +122,10 @@ def rebuilt(message: Failed) -> RequestError:
     return kind(message.message)
 
 
-class RemoteTotals(Totals):
+class EngineMetrics(MetricsSource):
     """Of all processes, from the engine."""
 
-    link: Link
+    channel: Channel
 
     async def render(self) -> bytes:
         """Prometheus text. Raises Unavailable if the engine does not answer."""
@@ -137,6 +137,6 @@ class RemoteTotals(Totals):
 
     async def _all(self) -> Snapshot:
         try:
-            return await self.link.ask(ASK_SECONDS)
+            return await self.channel.ask(ASK_SECONDS)
         except TimeoutError:
             raise Unavailable("the engine process does not answer", "not_ready") from None

@@ -37,7 +37,7 @@ class Snapshot(Struct):
             yield metric
 
 
-class Totals:
+class MetricsSource:
     """Of this process alone."""
 
     def __init__(self, metrics: Metrics, predictor: Predictor) -> None:

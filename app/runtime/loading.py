@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MEASURED_RUNS = 3
 
 
-def pass_gate(
+def load_model(
     folder: Path,
     *,
     digest: str = "",

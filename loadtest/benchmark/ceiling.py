@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import TextTask
 from app.settings import cpu_quota
@@ -58,7 +58,7 @@ def run(model: Model, texts: list[str], batch: int, seconds: float, *, tokenise:
 def measure(folder: Path, seconds: float = SECONDS) -> dict[str, object]:
     """The best batch size's figures with and without tokenisation, and what single rows take: their
     percentiles 0.5, 1.5, … 99.5 in milliseconds."""
-    model = pass_gate(folder)
+    model = load_model(folder)
     texts = sentences(2048)
     run(model, texts, 8, 0.5, tokenise=True)
     bare = {batch: run(model, texts, batch, seconds, tokenise=False) for batch in BATCHES}

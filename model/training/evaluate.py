@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from app.errors import StartupError
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model, Runs
 from app.runtime.session import Session
 from app.runtime.tasks.task import TextTask
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write (default: standard output)")
     args = parser.parse_args()
     try:
-        model = pass_gate(args.artifact)
+        model = load_model(args.artifact)
     except StartupError as error:
         print(f"model.training.evaluate: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

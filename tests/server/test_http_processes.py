@@ -137,7 +137,7 @@ def test_a_front_end_that_is_killed_takes_the_server_down_with_an_error_and_with
         processes = fronts(dying)
         processes[0].send_signal(signal.SIGKILL)
         assert dying.wait() == 1
-        assert [line for line in dying.logs() if line["event"] == "a front end ended"]
+        assert [line for line in dying.logs() if line["event"] == "a worker end ended"]
         psutil.wait_procs(processes, 60)
         assert not any(process.is_running() for process in processes)
 

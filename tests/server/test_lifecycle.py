@@ -433,7 +433,7 @@ def test_requests_sent_one_behind_the_other_are_answered_in_order(turning_server
     assert found == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def exchange(server: ServerProcess, sent: bytes) -> bytes:
+def request(server: ServerProcess, sent: bytes) -> bytes:
     """What comes back until the server closes."""
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as client:
         client.sendall(sent)
@@ -458,19 +458,19 @@ def test_a_wish_for_another_protocol_does_not_cost_a_request_its_body(
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     head = b"POST %s HTTP/%s\r\n%s%s\r\n\r\n" % (INFER.encode(), version, UPGRADE, length)
     last = b"GET /live HTTP/1.1\r\nconnection: close\r\n\r\n" if version == b"1.1" else b""
-    received = exchange(turning_server, head + body + last)
+    received = request(turning_server, head + body + last)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * (2 if last else 1)
     assert b'"data":[%d]' % QUICK in received
 
 
 def test_wishes_for_another_protocol_one_behind_the_other_are_refused(turning_server: ServerProcess) -> None:
-    received = exchange(turning_server, b"GET /live HTTP/1.1\r\n%s\r\n" % UPGRADE * 1000)
+    received = request(turning_server, b"GET /live HTTP/1.1\r\n%s\r\n" % UPGRADE * 1000)
     assert re.findall(rb"HTTP/1.1 (\d+)", received)[-1:] == [b"400"]
     assert turning_server.errors() == ""
 
 
 def test_what_is_not_http_is_told_so_in_the_shape_of_every_error(turning_server: ServerProcess) -> None:
-    head, _, body = exchange(turning_server, b"POST /predict HTTP/9.9\r\n\r\n").partition(b"\r\n\r\n")
+    head, _, body = request(turning_server, b"POST /predict HTTP/9.9\r\n\r\n").partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head
     assert json.loads(body) == {"error": "Invalid HTTP request received."}
 

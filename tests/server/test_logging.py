@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from app.batching.admission import Limits
 from app.main import create_app
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import Encoded, TextTask
 from app.settings import Settings
@@ -50,7 +50,7 @@ def logging_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bundled() -> Model:
-    return pass_gate(BUNDLED)
+    return load_model(BUNDLED)
 
 
 def assert_no_secret(text: str) -> None:

@@ -28,7 +28,7 @@ def bundled() -> Iterator[Running]:
         yield running
 
 
-def totals(running: Running) -> dict[str, float]:
+def metrics_source(running: Running) -> dict[str, float]:
     text = httpx.get(f"http://{bench.HOST}:{running.port}/metrics").text
     return {
         sample.name + "".join(sample.labels.values()): sample.value
@@ -40,9 +40,9 @@ def totals(running: Running) -> dict[str, float]:
 
 def under(running: Running, connections: int) -> tuple[dict[str, float], dict[str, float]]:
     """The client's summary of a closed loop, and what each metric gained by it."""
-    before = totals(running)
+    before = metrics_source(running)
     summary = closed(running, running.requests(TEXTS), connections, SECONDS)
-    gained = {name: value - before[name] for name, value in totals(running).items()}
+    gained = {name: value - before[name] for name, value in metrics_source(running).items()}
     assert summary["refused_per_second"] == summary["unanswered"] == 0
     return summary, gained
 
@@ -129,7 +129,7 @@ def test_five_times_its_capacity_leaves_nothing_behind(request: pytest.FixtureRe
         summary = overload()
         grown = running.resident_bytes() - before
         assert grown <= GROWTH_BYTES, f"{grown / 2**20:.1f} MiB more"
-        after = totals(running)
+        after = metrics_source(running)
         assert after["inference_requests_in_flight"] == after["inference_queue_rows"] == 0
         # The load has left no trace in how it answers.
         again = closed(running, requests, 16, SECONDS)

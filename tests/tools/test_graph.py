@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from app.artifact.manifest import MANIFEST
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import TextTask
 from model.training.export import main as export
@@ -258,7 +258,7 @@ def test_int8_matrices_leave_a_bit_of_room_for_older_processors(graphs):
 
 @pytest.fixture(scope="module")
 def bundled() -> Model:
-    return pass_gate(BUNDLED)
+    return load_model(BUNDLED)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def derived(tmp_path_factory) -> Model:
             sys, "argv", ["model.training.export", "--artifact", str(BUNDLED), "--precision", "fp16", "--out", str(out)]
         )
         export()
-    return pass_gate(out)
+    return load_model(out)
 
 
 def answers(model: Model, texts: list[str], *, together: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.artifact.manifest import MANIFEST
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import TensorTask, TextTask
 from model.package import main
@@ -126,7 +126,7 @@ MODELS = {
 def test_a_model_of_any_shape_becomes_an_artifact_that_passes(package, made, tmp_path, build, batching, precision):
     source = build(tmp_path / "source.onnx")
     assert package(source) == 0
-    model = pass_gate(made)
+    model = load_model(made)
     found = model.artifact.manifest
     assert (found.name, found.version, found.task, found.precision) == ("mine", "3", "tensors", precision)
     assert found.batching is batching
@@ -138,14 +138,14 @@ def test_a_model_of_any_shape_becomes_an_artifact_that_passes(package, made, tmp
 
 def test_the_packaged_model_answers_what_the_model_does(package, made, tmp_path):
     package(onnx_models.two_outputs(tmp_path / "source.onnx"))
-    found = answer(pass_gate(made), a=np.array([[1, 5]] * 20), b=np.array([[1, -9]] * 20, np.float32))
+    found = answer(load_model(made), a=np.array([[1, 5]] * 20), b=np.array([[1, -9]] * 20, np.float32))
     assert found["total"].tolist() == [[2, -4]] * 20
     assert found["largest"].tolist() == [0] * 20
 
 
 def test_a_packaged_string_model_answers_strings(package, made, tmp_path):
     package(onnx_models.identity(tmp_path / "source.onnx", TensorProto.STRING))
-    assert answer(pass_gate(made), x=np.array([["né", ""]], object))["y"].tolist() == [["né", ""]]
+    assert answer(load_model(made), x=np.array([["né", ""]], object))["y"].tolist() == [["né", ""]]
 
 
 def test_packaging_twice_gives_the_same_artifact(package, made, tmp_path):
@@ -160,7 +160,7 @@ def test_the_folder_has_the_models_name_if_no_other_is_given(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["model.package", str(source), "--name", "digits", "--version", "1"])
     main()
-    assert pass_gate(tmp_path / "digits").artifact.manifest.name == "digits"
+    assert load_model(tmp_path / "digits").artifact.manifest.name == "digits"
 
 
 def test_a_model_that_fails_on_generated_inputs_is_packaged_with_given_ones(package, made, tmp_path, capsys):
@@ -186,8 +186,8 @@ def test_weights_beside_the_model_come_along_and_are_checked(package, made, tmp_
     assert set(manifest(made)["files"]) == {"model.onnx", "net.onnx.data", "golden.npz"}
     features = np.ones((1, 4), np.float32)
     package(tmp_path / "plain.onnx", "--out", tmp_path / "plain")
-    expected = answer(pass_gate(tmp_path / "plain"), features=features)["scores"]
-    assert np.array_equal(answer(pass_gate(made), features=features)["scores"], expected)
+    expected = answer(load_model(tmp_path / "plain"), features=features)["scores"]
+    assert np.array_equal(answer(load_model(made), features=features)["scores"], expected)
 
 
 def test_the_tolerance_given_is_the_one_recorded(package, made, tmp_path):
@@ -312,7 +312,7 @@ def text_model(package, tmp_path) -> TextModel:
 
 def test_a_classifier_with_its_tokenizer_becomes_a_text_artifact(text_model, made):
     assert text_model() == 0
-    model = pass_gate(made)
+    model = load_model(made)
     found = model.artifact.manifest
     assert (found.task, found.labels, found.scores, found.max_tokens) == (
         "text-classification",
@@ -326,7 +326,7 @@ def test_a_classifier_with_its_tokenizer_becomes_a_text_artifact(text_model, mad
 
 def test_logits_are_served_as_probabilities(text_model, made):
     text_model()
-    model = pass_gate(made)
+    model = load_model(made)
     assert isinstance(model.task, TextTask)
     (row,) = model.run([model.task.encode(["good day"])[0].payload])
     table = next(
@@ -353,7 +353,7 @@ def test_a_blank_line_among_golden_texts_does_no_harm_or_is_named(text_model, tm
 
 def test_the_window_given_is_the_one_recorded_and_used(text_model, made):
     assert text_model("--max-tokens", 5) == 0
-    model = pass_gate(made)
+    model = load_model(made)
     assert isinstance(model.task, TextTask)
     (unit,) = model.task.encode(["good bad fine day good"])
     assert (unit.length, unit.truncated) == (5, True)

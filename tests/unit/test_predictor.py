@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from app.batching.admission import Limits
 from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRows, Unavailable
 from app.predictor import MAX_INLINE_CHARACTERS, Predictor, Usage
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import Encoded, TextTask
 from app.telemetry.metrics import Metrics
@@ -58,18 +58,18 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         tolerance=1e-4,
         texts=["sun", "rain and snow", "fog then frost"],
     )
-    return pass_gate(folder, max_batch_rows=4, max_batch_tokens=64)
+    return load_model(folder, max_batch_rows=4, max_batch_tokens=64)
 
 
 @pytest.fixture(scope="module")
 def lookup_model(package: Callable[..., Path]) -> Model:
     """Index in, the index as a float out; an index of 10 or more makes the run fail."""
-    return pass_gate(package(onnx_models.lookup), max_batch_rows=4)
+    return load_model(package(onnx_models.lookup), max_batch_rows=4)
 
 
 @pytest.fixture(scope="module")
 def mlp_model(package: Callable[..., Path]) -> Model:
-    return pass_gate(package(onnx_models.mlp), max_batch_rows=4)
+    return load_model(package(onnx_models.mlp), max_batch_rows=4)
 
 
 class HeldModel(Model):

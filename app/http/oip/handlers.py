@@ -18,8 +18,8 @@ from app.errors import BadRequest, Invalid
 from app.http.middleware import Handler
 from app.http.oip.codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
 from app.http.predict import decode_json, describe, path_parameters, refuse_compressed, timing_headers
-from app.http.request import Answer, Exchange
-from app.multiprocess.totals import Totals
+from app.http.request import Answer, InferenceRequest
+from app.multiprocess.totals import MetricsSource
 from app.predictor import Predictor, Statistics
 from app.runtime.model import Model
 from app.runtime.tasks.task import TextTask
@@ -65,7 +65,7 @@ def configuration(model: Model, queue_rows: int, runners: int) -> dict[str, Any]
     }
 
 
-def statistics_of(totals: Statistics, model: Model) -> dict[str, Any]:
+def statistics_of(metrics_source: Statistics, model: Model) -> dict[str, Any]:
     """Totals since start as Triton's statistics extension words them; times in nanoseconds."""
     manifest = model.artifact.manifest
 
@@ -75,20 +75,20 @@ def statistics_of(totals: Statistics, model: Model) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "version": manifest.version,
-        "last_inference": int(totals.last_unix_seconds * 1000),
-        "inference_count": totals.rows,
-        "execution_count": totals.runs,
+        "last_inference": int(metrics_source.last_unix_seconds * 1000),
+        "inference_count": metrics_source.rows,
+        "execution_count": metrics_source.runs,
         "inference_stats": {
-            "success": entry(totals.succeeded, totals.succeeded_seconds),
-            "fail": entry(totals.failed, totals.failed_seconds),
-            "queue": entry(totals.succeeded, totals.queue_seconds),
-            "compute_infer": entry(totals.succeeded, totals.inference_seconds),
+            "success": entry(metrics_source.succeeded, metrics_source.succeeded_seconds),
+            "fail": entry(metrics_source.failed, metrics_source.failed_seconds),
+            "queue": entry(metrics_source.succeeded, metrics_source.queue_seconds),
+            "compute_infer": entry(metrics_source.succeeded, metrics_source.inference_seconds),
         },
         "batch_stats": [],
     }
 
 
-async def infer_text(predictor: Predictor, tensors: Tensors, exchange: Exchange) -> Tensors:
+async def infer_text(predictor: Predictor, tensors: Tensors, request: InferenceRequest) -> Tensors:
     """Input `text` BYTES [rows] → `label` BYTES [rows], `score` FP32 [rows], `probabilities` FP32 [rows, labels]."""
     text = tensors.get("text")
     if text is None or len(tensors) != 1:
@@ -96,7 +96,7 @@ async def infer_text(predictor: Predictor, tensors: Tensors, exchange: Exchange)
     if text.ndim != 1 or text.dtype != np.object_ or not text.size:
         raise Invalid(f"inputs[0]: expected BYTES [rows] with at least one row, found {text.dtype} {list(text.shape)}")
     rows = decode_strings(text, "inputs[0]").tolist()
-    predictions = await predictor.classify(rows, exchange.deadline, exchange.usage)
+    predictions = await predictor.classify(rows, request.deadline, request.usage)
     return {
         "label": np.array([prediction.label for prediction in predictions], np.object_),
         "score": np.array([prediction.score for prediction in predictions], np.float32),
@@ -104,7 +104,7 @@ async def infer_text(predictor: Predictor, tensors: Tensors, exchange: Exchange)
     }
 
 
-async def infer_tensors(predictor: Predictor, model: Model, tensors: Tensors, exchange: Exchange) -> Tensors:
+async def infer_tensors(predictor: Predictor, model: Model, tensors: Tensors, request: InferenceRequest) -> Tensors:
     """The model's own inputs and outputs. Raises Invalid if an input is not as the manifest says."""
     for spec in model.artifact.manifest.inputs:
         array = tensors.get(spec.name)
@@ -114,35 +114,35 @@ async def infer_tensors(predictor: Predictor, model: Model, tensors: Tensors, ex
             raise Invalid(f"input {spec.name!r}: datatype: expected {spec.datatype}")
         if spec.datatype == "BYTES":
             tensors[spec.name] = decode_strings(array, f"input {spec.name!r}")
-    return await predictor.infer(tensors, exchange.deadline, exchange.usage)
+    return await predictor.infer(tensors, request.deadline, request.usage)
 
 
 def infer_handler(predictor: Predictor) -> Handler:
     """Handler of …/infer."""
     decoder = msgspec.json.Decoder(InferRequest)
 
-    async def infer(exchange: Exchange) -> Answer:
+    async def infer(request: InferenceRequest) -> Answer:
         """Inference: JSON, or JSON followed by binary tensors."""
-        parameters = exchange.path_params
+        parameters = request.path_params
         model = predictor.named(parameters["model_name"] or "", parameters["model_version"])
-        refuse_compressed(exchange)
-        body = await exchange.body()
-        head, binary = split_body(body, exchange.header(b"inference-header-content-length"))
+        refuse_compressed(request)
+        body = await request.body()
+        head, binary = split_body(body, request.header(b"inference-header-content-length"))
         content = decode_json(head, decoder)
         tensors = decode_tensors(content, binary)
         timeout_us = content.parameters.get("timeout")
         if timeout_us is not None:
             if type(timeout_us) is not int or timeout_us < 0:
                 raise BadRequest("parameters: timeout: expected microseconds")
-            if 0 < timeout_us < (exchange.deadline - exchange.started) * 1e6:
-                exchange.deadline = exchange.started + timeout_us / 1e6
+            if 0 < timeout_us < (request.deadline - request.started) * 1e6:
+                request.deadline = request.started + timeout_us / 1e6
         if isinstance(model.task, TextTask):
-            outputs = await exchange.unless_gone(infer_text(predictor, tensors, exchange))
+            outputs = await request.unless_gone(infer_text(predictor, tensors, request))
         else:
-            outputs = await exchange.unless_gone(infer_tensors(predictor, model, tensors, exchange))
+            outputs = await request.unless_gone(infer_tensors(predictor, model, tensors, request))
         manifest = model.artifact.manifest
         answer, header_length = encode_response(content, manifest.name, manifest.version, outputs)
-        headers = timing_headers(exchange, predictor)
+        headers = timing_headers(request, predictor)
         if header_length is None:
             return Answer(200, answer, headers)
         headers.append((b"inference-header-content-length", b"%d" % header_length))
@@ -151,7 +151,7 @@ def infer_handler(predictor: Predictor) -> Handler:
     return infer
 
 
-def protocol_router(predictor: Predictor, totals: Totals, infer: Handler) -> APIRouter:
+def protocol_router(predictor: Predictor, metrics_source: MetricsSource, infer: Handler) -> APIRouter:
     """Routes under /v2 that answer from `predictor`, and the documentation of `infer`."""
     router = APIRouter(prefix="/v2")
     unavailable: dict[int | str, dict[str, Any]] = {503: {"description": "Not now; the body says why"}}
@@ -198,13 +198,13 @@ def protocol_router(predictor: Predictor, totals: Totals, infer: Handler) -> API
 
     async def stats(request: Request) -> JSONResponse:
         """Statistics since start."""
-        return JSONResponse({"model_stats": [statistics_of(await totals.statistics(), model_of(request))]})
+        return JSONResponse({"model_stats": [statistics_of(await metrics_source.statistics(), model_of(request))]})
 
     # Before the routes with a name in them, which it would match as well.
     @router.get("/models/stats", responses=unavailable)
     async def all_stats() -> JSONResponse:
         """Statistics of every model, that is, of the one there is."""
-        return JSONResponse({"model_stats": [statistics_of(await totals.statistics(), predictor.loaded())]})
+        return JSONResponse({"model_stats": [statistics_of(await metrics_source.statistics(), predictor.loaded())]})
 
     failures: dict[int | str, dict[str, Any]] = {404: {"description": "Unknown model or version"}, **unavailable}
     for path in ("/models/{model_name}", "/models/{model_name}/versions/{model_version}"):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching.admission import Limits, Ran, Ticket
+from app.batching.admission import FinishedRun, Limits, PendingRequest
 from app.batching.batcher import Batcher
 from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
 
@@ -101,7 +101,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def running(
     model: Callable[[Sequence[Any]], Sequence[Any]],
     tokens_per_second: float = 1e12,
-    on_ran: Callable[[Ran], None] = lambda ran: None,
+    on_ran: Callable[[FinishedRun], None] = lambda ran: None,
     **limits: Any,
 ) -> AsyncIterator[Batcher]:
     """A started batcher; at the end it is closed, and nothing may have gone wrong behind the scenes."""
@@ -131,18 +131,18 @@ def later(seconds: float = HOUR) -> float:
     return time.monotonic() + seconds
 
 
-async def hold(batcher: Batcher, model: HeldModel, runners: int = 1) -> list[Ticket]:
+async def hold(batcher: Batcher, model: HeldModel, runners: int = 1) -> list[PendingRequest]:
     """Keeps every runner in a run, so that what is submitted next must wait."""
-    tickets = []
+    pending = []
     for _ in range(runners):
-        tickets.append(batcher.submit([Unit(key="held")], later()))
-        await until(lambda: model.held == len(tickets))
-    return tickets
+        pending.append(batcher.submit([Unit(key="held")], later()))
+        await until(lambda: model.held == len(pending))
+    return pending
 
 
-async def result(ticket: Ticket) -> list[object]:
+async def result(pending: PendingRequest) -> list[object]:
     async with asyncio.timeout(PATIENCE_SECONDS):
-        return await ticket.future
+        return await pending.future
 
 
 # --- any interleaving -------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Sent:
     """A request that was accepted, and what the test did to it."""
 
     units: list[Unit]
-    ticket: Ticket
+    pending: PendingRequest
     cancelled: bool = False
     to_expire: bool = False
     # Units that no run had when the request was given up while every runner was busy: none may have them later.
@@ -183,7 +183,7 @@ class Sent:
 
     @property
     def done(self) -> bool:
-        return self.ticket.future.done()
+        return self.pending.future.done()
 
 
 class Interleaving:
@@ -217,18 +217,18 @@ class Interleaving:
                 self.batcher.submit(units, later())
             assert self.batcher.waiting().rows == waiting
             return
-        ticket = self.batcher.submit(units, later(0.001 if to_expire else HOUR))
-        request = Sent(units, ticket, to_expire=to_expire)
+        pending = self.batcher.submit(units, later(0.001 if to_expire else HOUR))
+        request = Sent(units, pending, to_expire=to_expire)
         self.sent.append(request)
         if to_expire:
-            await asyncio.wait([ticket.future], timeout=PATIENCE_SECONDS)
+            await asyncio.wait([pending.future], timeout=PATIENCE_SECONDS)
             assert request.done, "its deadline passed without a word"
             self.gave_up(request)
 
     def cancel(self, number: int) -> None:
         if self.sent:
             request = self.sent[number % len(self.sent)]
-            if request.ticket.future.cancel():
+            if request.pending.future.cancel():
                 request.cancelled = True
                 self.gave_up(request)
 
@@ -250,7 +250,7 @@ class Interleaving:
 
     def check_outcomes(self, *, closed: bool) -> None:
         for request in self.sent:
-            future, bad = request.ticket.future, any(unit.bad for unit in request.units)
+            future, bad = request.pending.future, any(unit.bad for unit in request.units)
             assert future.done()
             if request.cancelled:
                 assert future.cancelled()
@@ -278,7 +278,7 @@ class Interleaving:
         seen = {unit.name for unit in self.model.units()}
         for request in self.sent:
             assert not request.not_to_run & seen, "a row nobody waited for was run"
-            if not request.cancelled and request.ticket.future.exception() is None:
+            if not request.cancelled and request.pending.future.exception() is None:
                 assert all(well[unit.name] for unit in request.units)
 
 
@@ -309,7 +309,7 @@ def test_every_request_ends_once_with_its_own_results_or_the_right_error_under_a
                 batcher.close(0)
             model.open()
             if books.sent:
-                await asyncio.wait([request.ticket.future for request in books.sent], timeout=PATIENCE_SECONDS)
+                await asyncio.wait([request.pending.future for request in books.sent], timeout=PATIENCE_SECONDS)
             books.check_outcomes(closed=close)
             if not close:
                 await until(lambda: batcher.waiting().rows == 0)
@@ -329,22 +329,22 @@ async def test_a_crowd_of_requests_over_several_runners_loses_and_mixes_nothing(
             await asyncio.sleep(0)
             units = [Unit(chance.randint(1, 50), bad=chance.random() < 0.02) for _ in range(chance.randint(1, 5))]
             try:
-                ticket = batcher.submit(units, later())
+                pending = batcher.submit(units, later())
             except Unavailable:
                 outcomes["refused"] += 1
                 continue
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
-                outcomes["cancelled"] += ticket.future.cancel()
+                outcomes["cancelled"] += pending.future.cancel()
             try:
-                assert await result(ticket) == answers(units)
+                assert await result(pending) == answers(units)
                 assert not any(unit.bad for unit in units)
                 outcomes["answered"] += 1
             except RunFailed:
                 assert any(unit.bad for unit in units)
                 outcomes["failed"] += 1
             except asyncio.CancelledError:
-                assert ticket.future.cancelled()
+                assert pending.future.cancelled()
 
     async with running(instant, runners=4, batch_rows=8, queue_rows=64) as batcher:
         await asyncio.gather(*[client(batcher) for _ in range(30)])
@@ -361,9 +361,9 @@ async def test_results_come_in_the_order_of_the_request_although_rows_run_in_ano
     async with running(model, batch_rows=2) as batcher:
         await hold(batcher, model)
         units = [Unit(length) for length in (90, 5, 88, 6, 40)]
-        ticket = batcher.submit(units, later())
+        pending = batcher.submit(units, later())
         model.open()
-        assert await result(ticket) == answers(units)
+        assert await result(pending) == answers(units)
     assert [sorted(unit.length for unit in run) for run in model.runs[1:]] == [[88, 90], [5, 6], [40]]
 
 
@@ -372,53 +372,53 @@ async def test_rows_of_several_requests_share_a_run() -> None:
     async with running(model) as batcher:
         await hold(batcher, model)
         units = [Unit() for _ in range(3)]
-        tickets = [batcher.submit([unit], later()) for unit in units]
+        pending = [batcher.submit([unit], later()) for unit in units]
         model.open()
-        assert [await result(ticket) for ticket in tickets] == [[answer(unit)] for unit in units]
+        assert [await result(pending) for pending in pending] == [[answer(unit)] for unit in units]
     assert model.runs[1:] == [units]
 
 
 async def test_a_free_runner_takes_what_is_queued_at_once() -> None:
     model = HeldModel()
     async with running(model, runners=2) as batcher:
-        tickets = [batcher.submit([unit], later()) for unit in (Unit(key="a"), Unit(key="b"))]
+        pending = [batcher.submit([unit], later()) for unit in (Unit(key="a"), Unit(key="b"))]
         await until(lambda: model.held == 2)
         assert batcher.waiting().rows == 0
         model.open()
-        await asyncio.gather(*map(result, tickets))
+        await asyncio.gather(*map(result, pending))
 
 
 async def test_one_request_of_rows_that_may_not_share_a_run_uses_every_runner() -> None:
     model = HeldModel()
     async with running(model, runners=3) as batcher:
         units = [Unit(key=key) for key in "abc"]
-        ticket = batcher.submit(units, later())
+        pending = batcher.submit(units, later())
         await until(lambda: model.held == 3)
         model.open()
-        assert await result(ticket) == answers(units)
+        assert await result(pending) == answers(units)
 
 
 async def test_a_ticket_knows_how_long_it_waited_and_ran() -> None:
     model = HeldModel()
     async with running(model) as batcher:
         await hold(batcher, model)
-        ticket = batcher.submit([Unit()], later())
-        assert (ticket.queue_seconds, ticket.inference_seconds) == (0, 0)
+        pending = batcher.submit([Unit()], later())
+        assert (pending.queue_seconds, pending.inference_seconds) == (0, 0)
         model.open()
-        await result(ticket)
-        assert ticket.submitted < ticket.dispatched <= ticket.finished
-        assert ticket.queue_seconds == ticket.dispatched - ticket.submitted
-        assert ticket.inference_seconds == ticket.finished - ticket.dispatched
+        await result(pending)
+        assert pending.submitted < pending.dispatched <= pending.finished
+        assert pending.queue_seconds == pending.dispatched - pending.submitted
+        assert pending.inference_seconds == pending.finished - pending.dispatched
 
 
 async def test_each_run_is_described_with_its_rows_tokens_and_waits() -> None:
-    seen: list[Ran] = []
+    seen: list[FinishedRun] = []
     model = HeldModel()
     async with running(model, on_ran=seen.append) as batcher:
         await hold(batcher, model)
-        ticket = batcher.submit([Unit(3), Unit(10, rows=2)], later())
+        pending = batcher.submit([Unit(3), Unit(10, rows=2)], later())
         model.open()
-        await result(ticket)
+        await result(pending)
         await until(lambda: len(seen) == 2)
     ran = seen[1]
     assert (ran.rows, ran.real_tokens, ran.padded_tokens, ran.error) == (3, 23, 30, None)
@@ -435,24 +435,24 @@ async def test_a_failing_run_fails_only_the_request_whose_row_is_bad() -> None:
     async with running(model) as batcher:
         await hold(batcher, model)
         good, bad, also_good = Unit(), Unit(bad=True), Unit()
-        tickets = [batcher.submit([unit], later()) for unit in (good, bad, also_good)]
+        pending = [batcher.submit([unit], later()) for unit in (good, bad, also_good)]
         model.open()
-        assert await result(tickets[0]) == answers([good])
+        assert await result(pending[0]) == answers([good])
         with pytest.raises(RunFailed):
-            await result(tickets[1])
-        assert await result(tickets[2]) == answers([also_good])
+            await result(pending[1])
+        assert await result(pending[2]) == answers([also_good])
     assert model.runs[1] == [good, bad, also_good], "they were to share a run"
 
 
 async def test_one_bad_row_fails_the_whole_of_its_request() -> None:
     async with running(instant) as batcher:
-        ticket = batcher.submit([Unit(), Unit(bad=True), Unit()], later())
+        pending = batcher.submit([Unit(), Unit(bad=True), Unit()], later())
         with pytest.raises(RunFailed):
-            await result(ticket)
+            await result(pending)
 
 
 async def test_a_failure_is_reported_by_its_type_and_never_by_its_words() -> None:
-    seen: list[Ran] = []
+    seen: list[FinishedRun] = []
     async with running(instant, on_ran=seen.append) as batcher:
         unit = Unit(bad=True)
         with pytest.raises(RunFailed) as caught:
@@ -485,12 +485,12 @@ async def test_a_row_that_nobody_waits_for_any_more_is_not_run_again_after_a_fai
     async with running(model) as batcher:
         await hold(batcher, model)
         bad, given_up, waiting = Unit(bad=True), Unit(), Unit()
-        tickets = [batcher.submit([unit], later()) for unit in (bad, given_up, waiting)]
+        pending = [batcher.submit([unit], later()) for unit in (bad, given_up, waiting)]
         model.let_go()
         await until(lambda: len(model.runs) == 2)
-        tickets[1].future.cancel()
+        pending[1].future.cancel()
         model.open()
-        assert await result(tickets[2]) == answers([waiting])
+        assert await result(pending[2]) == answers([waiting])
     assert model.runs[1] == [bad, given_up, waiting]
     assert [given_up] not in model.runs[2:]
 
@@ -503,10 +503,10 @@ async def test_a_cancelled_row_is_not_run() -> None:
     async with running(model) as batcher:
         await hold(batcher, model)
         given_up, waiting = Unit(), Unit()
-        tickets = [batcher.submit([unit], later()) for unit in (given_up, waiting)]
-        tickets[0].future.cancel()
+        pending = [batcher.submit([unit], later()) for unit in (given_up, waiting)]
+        pending[0].future.cancel()
         model.open()
-        assert await result(tickets[1]) == answers([waiting])
+        assert await result(pending[1]) == answers([waiting])
     assert given_up not in model.units()
 
 
@@ -515,23 +515,23 @@ async def test_cancelling_during_the_run_harms_no_neighbour() -> None:
     async with running(model) as batcher:
         await hold(batcher, model)
         units = [Unit(), Unit()]
-        tickets = [batcher.submit([unit], later()) for unit in units]
+        pending = [batcher.submit([unit], later()) for unit in units]
         model.let_go()
         await until(lambda: len(model.runs) == 2)
-        tickets[0].future.cancel()
+        pending[0].future.cancel()
         model.open()
-        assert await result(tickets[1]) == answers(units[1:])
-        assert tickets[0].future.cancelled()
+        assert await result(pending[1]) == answers(units[1:])
+        assert pending[0].future.cancelled()
 
 
 async def test_the_queue_is_empty_again_when_all_that_waited_were_given_up() -> None:
     model = HeldModel()
     async with running(model) as batcher:
         (held,) = await hold(batcher, model)
-        tickets = [batcher.submit([Unit()], later()) for _ in range(10)]
+        pending = [batcher.submit([Unit()], later()) for _ in range(10)]
         assert batcher.waiting().rows == 10
-        for ticket in tickets:
-            ticket.future.cancel()
+        for each in pending:
+            each.future.cancel()
         model.open()
         await result(held)
         await until(lambda: batcher.waiting().rows == 0)
@@ -543,9 +543,9 @@ async def test_a_request_that_waits_beyond_its_deadline_ends_then_and_is_not_run
     async with running(model) as batcher:
         (held,) = await hold(batcher, model)
         late = Unit()
-        ticket = batcher.submit([late], later(0.01))
+        pending = batcher.submit([late], later(0.01))
         with pytest.raises(DeadlineExceeded):
-            await result(ticket)
+            await result(pending)
         model.open()
         await result(held)
         await until(lambda: batcher.waiting().rows == 0)
@@ -555,9 +555,9 @@ async def test_a_request_that_waits_beyond_its_deadline_ends_then_and_is_not_run
 async def test_a_request_whose_run_outlasts_its_deadline_ends_at_the_deadline() -> None:
     model = HeldModel()
     async with running(model) as batcher:
-        ticket = batcher.submit([Unit()], later(0.01))
+        pending = batcher.submit([Unit()], later(0.01))
         with pytest.raises(DeadlineExceeded):
-            await result(ticket)
+            await result(pending)
         assert model.left == 0
 
 
@@ -571,11 +571,11 @@ async def test_a_deadline_already_passed_is_exceeded_at_once() -> None:
 async def test_a_result_in_time_stays_when_the_deadline_passes_afterwards() -> None:
     async with running(instant) as batcher:
         unit = Unit()
-        ticket = batcher.submit([unit], deadline := later(0.2))
+        pending = batcher.submit([unit], deadline := later(0.2))
         with contextlib.suppress(DeadlineExceeded):  # only if this machine stood still for that long
-            await result(ticket)
+            await result(pending)
             await until(lambda: time.monotonic() > deadline)
-            assert ticket.future.result() == answers([unit])
+            assert pending.future.result() == answers([unit])
 
 
 # --- at the door ------------------------------------------------------------------------------------------------------
@@ -646,11 +646,11 @@ async def test_a_delay_fills_batches() -> None:
     async with running(model, delay_seconds=HOUR, batch_rows=3) as batcher:
         model.open()
         units = [Unit() for _ in range(6)]
-        tickets = []
+        pending = []
         for unit in units:
-            tickets.append(batcher.submit([unit], later(2 * HOUR)))
+            pending.append(batcher.submit([unit], later(2 * HOUR)))
             await asyncio.sleep(0.005)  # time enough to do it wrong
-        await asyncio.gather(*map(result, tickets))
+        await asyncio.gather(*map(result, pending))
     assert [len(run) for run in model.runs] == [3, 3]
 
 
@@ -670,10 +670,10 @@ async def test_a_row_alone_runs_when_the_delay_is_over() -> None:
 
 async def test_closing_ends_what_a_delay_keeps_waiting() -> None:
     async with running(instant, delay_seconds=HOUR) as batcher:
-        ticket = batcher.submit([Unit()], later(2 * HOUR))
+        pending = batcher.submit([Unit()], later(2 * HOUR))
         batcher.close()
         with pytest.raises(Unavailable):
-            await result(ticket)
+            await result(pending)
 
 
 # --- supervision and the end ------------------------------------------------------------------------------------------
@@ -713,10 +713,10 @@ async def test_a_runner_thread_that_dies_makes_the_batcher_stuck() -> None:
         raise SystemExit
 
     async with running(die, runners=2) as batcher:
-        ticket = batcher.submit([Unit()], later())
+        pending = batcher.submit([Unit()], later())
         await until(lambda: batcher.stuck() is not None)
         assert "has ended" in str(batcher.stuck())
-        ticket.future.cancel()
+        pending.future.cancel()
 
 
 async def test_closing_fails_what_waits_and_answers_what_runs() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from app.batching.lag import WEIGHT, Lag
+from app.batching.lag import WEIGHT, EventLoopLag
 
 
 async def busy(turns: int, seconds: float) -> None:
@@ -13,7 +13,7 @@ async def busy(turns: int, seconds: float) -> None:
 
 
 async def test_a_loop_that_is_kept_busy_is_late_and_recovers() -> None:
-    lag = Lag()
+    lag = EventLoopLag()
     lag.start(asyncio.get_running_loop())
     await busy(40, 0.05)
     late = lag.seconds
@@ -24,7 +24,7 @@ async def test_a_loop_that_is_kept_busy_is_late_and_recovers() -> None:
 
 
 async def test_one_hiccup_is_not_overload() -> None:
-    lag = Lag()
+    lag = EventLoopLag()
     lag.start(asyncio.get_running_loop())
     await asyncio.sleep(0.1)
     before = lag.seconds
@@ -35,7 +35,7 @@ async def test_one_hiccup_is_not_overload() -> None:
 
 
 async def test_stopped_it_measures_no_more() -> None:
-    lag = Lag()
+    lag = EventLoopLag()
     lag.start(asyncio.get_running_loop())
     lag.stop()
     await busy(5, 0.02)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from app.batching.queue import Row, RowQueue
+from app.batching.queue import QueueEntry, RowQueue
 
 
 @dataclass
@@ -32,27 +32,27 @@ class Waiter:
         return self.ended
 
 
-def row_of(length: int, rows: int = 1, key: Hashable = None, submitted: float = 0.0) -> Row:
-    return Row(Unit(length, rows, key), Waiter(), None, submitted)
+def row_of(length: int, rows: int = 1, key: Hashable = None, submitted: float = 0.0) -> QueueEntry:
+    return QueueEntry(Unit(length, rows, key), Waiter(), None, submitted)
 
 
-def fill(queue: RowQueue, *lengths: int) -> list[Row]:
+def fill(queue: RowQueue, *lengths: int) -> list[QueueEntry]:
     rows = [row_of(length) for length in lengths]
     for row in rows:
         queue.push(row)
     return rows
 
 
-def lengths_of(batch: list[Row]) -> list[int]:
+def lengths_of(batch: list[QueueEntry]) -> list[int]:
     return sorted(row.unit.length for row in batch)
 
 
-def fits(batch: list[Row], queue: RowQueue, share: float = inf) -> bool:
+def fits(batch: list[QueueEntry], queue: RowQueue, share: float = inf) -> bool:
     rows = sum(row.unit.rows for row in batch)
     return rows <= queue.batch_rows and rows * max(row.unit.length for row in batch) <= min(queue.batch_tokens, share)
 
 
-def size(rows: list[Row]) -> tuple[int, int]:
+def size(rows: list[QueueEntry]) -> tuple[int, int]:
     return sum(row.unit.rows for row in rows), sum(row.unit.rows * row.unit.length for row in rows)
 
 
@@ -60,7 +60,7 @@ def size(rows: list[Row]) -> tuple[int, int]:
 class Seen:
     """What the test knows of a row that waits."""
 
-    row: Row
+    row: QueueEntry
     # Place in the order of arrival.
     order: int
     # Batches formed since it came, and those of them that held a younger row: those passed it over.
@@ -86,7 +86,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.returned: set[int] = set()
         self.deaths = 0
 
-    def live(self) -> list[Row]:
+    def live(self) -> list[QueueEntry]:
         return [seen.row for seen in self.waiting if not seen.row.future.done()]
 
     @rule(
@@ -95,7 +95,7 @@ class QueueMachine(RuleBasedStateMachine):
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         key=st.sampled_from(["a", "a", "b"]),
     )
-    def push(self, length: int, rows: int, key: str) -> Row:
+    def push(self, length: int, rows: int, key: str) -> QueueEntry:
         row = row_of(length, rows, key)
         self.queue.push(row)
         self.waiting.append(Seen(row, self.pushed))
@@ -103,7 +103,7 @@ class QueueMachine(RuleBasedStateMachine):
         return row
 
     @rule(row=consumes(rows))
-    def die(self, row: Row) -> None:
+    def die(self, row: QueueEntry) -> None:
         self.deaths += any(seen.row is row for seen in self.waiting)
         row.future.ended = True
 
@@ -133,7 +133,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.check_choice(head, batch, live, share)
         self.settle(batch)
 
-    def check_choice(self, head: Row, batch: list[Row], live: list[Row], share: float) -> None:
+    def check_choice(self, head: QueueEntry, batch: list[QueueEntry], live: list[QueueEntry], share: float) -> None:
         waited = next(seen.batches for seen in self.waiting if seen.row is head)
         left = [row for row in live if row.unit.key == head.unit.key and row not in batch]
         if waited >= self.queue.max_passed and batch == live[: len(batch)]:
@@ -159,7 +159,7 @@ class QueueMachine(RuleBasedStateMachine):
             cost <= self.queue.overhead_tokens and fits([*batch, row], self.queue, share) for cost, row in neighbours
         ), "room was left in the batch"
 
-    def settle(self, batch: list[Row]) -> None:
+    def settle(self, batch: list[QueueEntry]) -> None:
         youngest = max(seen.order for seen in self.waiting if seen.row in batch)
         left = []
         for seen in self.waiting:
@@ -229,7 +229,7 @@ def test_emptying_a_queue_returns_every_live_row_once_and_no_dead_one(
     dead = data.draw(st.sets(st.sampled_from(range(len(rows)))))
     for index in dead:
         rows[index].future.ended = True
-    taken: list[Row] = []
+    taken: list[QueueEntry] = []
     while batch := queue.take():
         taken += batch
     expected = {id(row) for index, row in enumerate(rows) if index not in dead}
@@ -370,7 +370,7 @@ def test_discarded_rows_free_their_place_at_once_and_the_others_are_served(
         queue.discard(row)
     left = [row for row in rows if row not in batch and row not in gone]
     assert (queue.rows, queue.tokens) == (len(left), sum(row.unit.length for row in left))
-    taken: list[Row] = []
+    taken: list[QueueEntry] = []
     while batch := queue.take():
         taken += batch
     assert sorted(row.order for row in taken) == [row.order for row in left]

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from app.batching.admission import Limits
-from app.http.middleware import Traffic
+from app.http.middleware import InFlightRequests
 from app.main import create_app
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import Encoded, TextTask
 from app.settings import Settings
@@ -44,7 +44,7 @@ def logging_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bundled() -> Model:
-    return pass_gate(BUNDLED)
+    return load_model(BUNDLED)
 
 
 class HeldModel(Model):
@@ -360,29 +360,29 @@ async def test_connections_are_kept_open_while_ready(bundled: Model) -> None:
 
 
 async def test_traffic_without_requests_is_idle_at_once() -> None:
-    assert await Traffic().idle(0)
+    assert await InFlightRequests().idle(0)
 
 
 async def test_traffic_is_idle_when_the_last_request_has_left() -> None:
-    traffic = Traffic()
-    traffic.in_flight = 2
-    waiting = asyncio.create_task(traffic.idle(PATIENCE_SECONDS))
+    in_flight = InFlightRequests()
+    in_flight.in_flight = 2
+    waiting = asyncio.create_task(in_flight.idle(PATIENCE_SECONDS))
     await asyncio.sleep(0)
-    traffic.leave()
+    in_flight.leave()
     await asyncio.sleep(0)
     assert not waiting.done()
-    traffic.leave()
+    in_flight.leave()
     assert await waiting
     # Requests that come after that do no harm.
-    traffic.in_flight = 1
-    traffic.leave()
+    in_flight.in_flight = 1
+    in_flight.leave()
 
 
 async def test_traffic_that_does_not_end_is_given_up_on() -> None:
-    traffic = Traffic()
-    traffic.in_flight = 1
-    assert not await traffic.idle(0.01)
-    traffic.leave()
+    in_flight = InFlightRequests()
+    in_flight.in_flight = 1
+    assert not await in_flight.idle(0.01)
+    in_flight.leave()
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.batching.admission import Limits, Waiting
-from app.multiprocess.channel import Ask, Cancel, Done, Failed, Link, Part, Ready, Serve, Stage, State, Submit
+from app.batching.admission import Limits, QueueState
+from app.multiprocess.channel import Ask, Cancel, Channel, Done, Failed, Part, Ready, Serve, Stage, State, Submit
 from app.multiprocess.totals import Family, Snapshot
 from app.predictor import Statistics
 from app.runtime.tasks.task import Encoded
@@ -26,7 +26,7 @@ MESSAGES = [
     Failed(4, "Unavailable", "queue full", "queue_full", 3, True),
     Stage("loading"),
     Serve("0" * 64, "cuda", Limits(2, 8, 512, 64, overhead_tokens=12.5), 8, 512),
-    State(Waiting(3, 40, 1e4), "runner 0 has ended"),
+    State(QueueState(3, 40, 1e4), "runner 0 has ended"),
     Ask(3),
 ]
 
@@ -57,13 +57,13 @@ async def linked():
     loop, sides = asyncio.get_running_loop(), []
     for sock in socket.socketpair():
         end = End()
-        _, link = await loop.create_unix_connection(partial(Link, end.on_message, end.lost.set), sock=sock)
-        sides.append((link, end))
+        _, channel = await loop.create_unix_connection(partial(Channel, end.on_message, end.lost.set), sock=sock)
+        sides.append((channel, end))
     try:
         yield sides
     finally:
-        for link, _ in sides:
-            link.close()
+        for channel, _ in sides:
+            channel.close()
         await asyncio.sleep(0)
 
 
@@ -112,19 +112,19 @@ async def test_what_one_turn_of_the_loop_sends_travels_together():
 def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts):
     async def cut() -> None:
         end = End()
-        link = Link(end.on_message, end.lost.set)
+        channel = Channel(end.on_message, end.lost.set)
         written = bytearray()
 
         class Transport:
             write = written.extend
 
-        link.connection_made(Transport())
+        channel.connection_made(Transport())
         for message in MESSAGES[:5]:
-            link.send(message)
+            channel.send(message)
             await asyncio.sleep(0)
         start = 0
         for size in [*cuts, len(written)]:
-            link.data_received(bytes(written[start : start + size]))
+            channel.data_received(bytes(written[start : start + size]))
             start += size
         assert end.heard == MESSAGES[:5]
 
@@ -163,4 +163,4 @@ async def test_the_loss_of_the_other_side_is_noticed_and_sending_to_it_does_noth
 
 async def test_what_cannot_be_sent_is_an_error_and_not_something_else():
     with pytest.raises(NotImplementedError, match="object"):
-        Link(print, print)._encoder.encode([Done(0, [object()], 0.0, 0.0)])
+        Channel(print, print)._encoder.encode([Done(0, [object()], 0.0, 0.0)])

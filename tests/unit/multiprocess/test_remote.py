@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from app.batching.admission import Limits, Waiting
+from app.batching.admission import Limits, QueueState
 from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
 from app.multiprocess import remote
 from app.multiprocess.channel import Cancel, Done, Failed, Serve, State, Submit
@@ -30,36 +30,36 @@ class Sent:
 
 
 @pytest.fixture
-async def link() -> Sent:
+async def channel() -> Sent:
     return Sent()
 
 
 @pytest.fixture
-async def batcher(link: Sent) -> RemoteBatcher:
-    return RemoteBatcher(link, LIMITS)
+async def batcher(channel: Sent) -> RemoteBatcher:
+    return RemoteBatcher(channel, LIMITS)
 
 
 def later(seconds: float = 3600) -> float:
     return time.monotonic() + seconds
 
 
-async def test_units_go_out_and_their_results_come_back(link, batcher):
+async def test_units_go_out_and_their_results_come_back(channel, batcher):
     deadline = later()
-    ticket = batcher.submit([UNIT, UNIT], deadline)
-    (sent,) = link.messages
+    pending = batcher.submit([UNIT, UNIT], deadline)
+    (sent,) = channel.messages
     assert sent == Submit(sent.id, [UNIT, UNIT], deadline)
-    batcher.done(Done(sent.id, ["a", "b"], ticket.submitted + 1, ticket.submitted + 3))
-    assert await ticket.future == ["a", "b"]
-    assert (ticket.queue_seconds, ticket.inference_seconds) == pytest.approx((1, 2))
+    batcher.done(Done(sent.id, ["a", "b"], pending.submitted + 1, pending.submitted + 3))
+    assert await pending.future == ["a", "b"]
+    assert (pending.queue_seconds, pending.inference_seconds) == pytest.approx((1, 2))
     await asyncio.sleep(0)
-    assert link.messages == [sent], "nothing to cancel"
+    assert channel.messages == [sent], "nothing to cancel"
 
 
-async def test_answers_find_their_requests_in_any_order(link, batcher):
-    tickets = [batcher.submit([UNIT], later()) for _ in range(5)]
-    for message in reversed(link.messages):
+async def test_answers_find_their_requests_in_any_order(channel, batcher):
+    pending = [batcher.submit([UNIT], later()) for _ in range(5)]
+    for message in reversed(channel.messages):
         batcher.done(Done(message.id, [message.id], 1.0, 2.0))
-    assert [(await ticket.future)[0] for ticket in tickets] == [message.id for message in link.messages]
+    assert [(await pending.future)[0] for pending in pending] == [message.id for message in channel.messages]
 
 
 @pytest.mark.parametrize(
@@ -70,70 +70,70 @@ async def test_answers_find_their_requests_in_any_order(link, batcher):
         (Failed(0, "TooManyRows", "17 rows", "too_many_rows", None, False), TooManyRows),
     ],
 )
-async def test_the_engines_error_is_the_requests(link, batcher, failed, expected):
-    ticket = batcher.submit([UNIT], later())
-    failed.id = link.messages[0].id
+async def test_the_engines_error_is_the_requests(channel, batcher, failed, expected):
+    pending = batcher.submit([UNIT], later())
+    failed.id = channel.messages[0].id
     batcher.failed(failed)
     with pytest.raises(expected, match=failed.message):
-        await ticket.future
+        await pending.future
 
 
-async def test_a_refusal_keeps_what_it_says(link, batcher):
-    ticket = batcher.submit([UNIT], later())
-    batcher.failed(Failed(link.messages[0].id, "Unavailable", "shutting down", "draining", 7, True))
+async def test_a_refusal_keeps_what_it_says(channel, batcher):
+    pending = batcher.submit([UNIT], later())
+    batcher.failed(Failed(channel.messages[0].id, "Unavailable", "shutting down", "draining", 7, True))
     with pytest.raises(Unavailable) as caught:
-        await ticket.future
+        await pending.future
     assert (caught.value.reason, caught.value.retry_after_seconds, caught.value.close) == ("draining", 7, True)
 
 
-async def test_a_request_given_up_is_cancelled_in_the_engine_and_its_late_answer_ignored(link, batcher):
-    ticket = batcher.submit([UNIT], later())
-    ticket.future.cancel()
+async def test_a_request_given_up_is_cancelled_in_the_engine_and_its_late_answer_ignored(channel, batcher):
+    pending = batcher.submit([UNIT], later())
+    pending.future.cancel()
     await asyncio.sleep(0)
-    number = link.messages[0].id
-    assert link.messages[1:] == [Cancel(number)]
+    number = channel.messages[0].id
+    assert channel.messages[1:] == [Cancel(number)]
     batcher.done(Done(number, ["late"], 1.0, 2.0))
     batcher.failed(Failed(number, "RunFailed", "late", None, None, False))
 
 
-async def test_a_deadline_holds_though_the_engine_says_nothing(link, batcher):
-    ticket = batcher.submit([UNIT], later(0.02))
+async def test_a_deadline_holds_though_the_engine_says_nothing(channel, batcher):
+    pending = batcher.submit([UNIT], later(0.02))
     with pytest.raises(DeadlineExceeded):
-        await ticket.future
+        await pending.future
     await asyncio.sleep(0)
-    assert isinstance(link.messages[-1], Cancel)
+    assert isinstance(channel.messages[-1], Cancel)
 
 
-async def test_what_the_engine_last_said_decides_at_the_door(link, batcher):
+async def test_what_the_engine_last_said_decides_at_the_door(channel, batcher):
     batcher.admit()
-    batcher.heard(State(Waiting(16, 160, 1000.0), None))
+    batcher.heard(State(QueueState(16, 160, 1000.0), None))
     with pytest.raises(Unavailable, match="queue full"):
         batcher.submit([UNIT], later())
-    batcher.heard(State(Waiting(2, 400, 1000.0), None))
+    batcher.heard(State(QueueState(2, 400, 1000.0), None))
     with pytest.raises(Unavailable, match="deadline"):
         batcher.submit([UNIT], later(0.1))
-    batcher.heard(State(Waiting(0, 0, 1000.0), None))
+    batcher.heard(State(QueueState(0, 0, 1000.0), None))
     batcher.submit([UNIT], later(0.1)).future.cancel()
     with pytest.raises(TooManyRows):
         batcher.admit(17)
-    assert [type(message) for message in link.messages] == [Submit]
+    assert [type(message) for message in channel.messages] == [Submit]
 
 
 async def test_a_stuck_engine_and_a_silent_one_are_noticed(batcher, monkeypatch):
     assert batcher.stuck() is None
-    batcher.heard(State(Waiting(0, 0, inf), "runner 0 has ended"))
+    batcher.heard(State(QueueState(0, 0, inf), "runner 0 has ended"))
     assert batcher.stuck() == "runner 0 has ended"
-    batcher.heard(State(Waiting(0, 0, inf), None))
+    batcher.heard(State(QueueState(0, 0, inf), None))
     assert batcher.stuck() is None
     monkeypatch.setattr(remote, "SILENCE_SECONDS", -1.0)
     assert "said nothing" in batcher.stuck()
 
 
 async def test_closing_ends_what_waits_and_refuses_what_comes(batcher):
-    ticket = batcher.submit([UNIT], later())
+    pending = batcher.submit([UNIT], later())
     batcher.close()
     with pytest.raises(Unavailable):
-        await ticket.future
+        await pending.future
     with pytest.raises(Unavailable) as caught:
         batcher.submit([UNIT], later())
     assert caught.value.reason == "draining"

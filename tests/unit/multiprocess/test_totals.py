@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.multiprocess.totals import Totals, add_up, render
+from app.multiprocess.totals import MetricsSource, add_up, render
 from app.predictor import Predictor, Statistics
 from app.telemetry.metrics import Metrics
 
 
-def totals() -> Totals:
+def metrics_source() -> MetricsSource:
     metrics = Metrics()
-    return Totals(metrics, Predictor(metrics))
+    return MetricsSource(metrics, Predictor(metrics))
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -25,7 +25,7 @@ def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 async def test_one_process_alone_shows_its_own():
-    alone = totals()
+    alone = metrics_source()
     alone.metrics.rejected.labels("late").inc(2)
     alone.predictor.statistics.succeeded = 4
     assert samples(await alone.render())[("inference_rejected_total", (("reason", "late"),))] == 2
@@ -33,7 +33,7 @@ async def test_one_process_alone_shows_its_own():
 
 
 async def test_the_sum_of_one_snapshot_is_what_that_process_shows():
-    alone = totals()
+    alone = metrics_source()
     alone.metrics.duration.labels("/predict").observe(0.02)
     shown, summed = samples(await alone.render()), samples(render(add_up([alone.snapshot()])))
     ours = {key for key in shown if not key[0].startswith("process_")}
@@ -42,7 +42,7 @@ async def test_the_sum_of_one_snapshot_is_what_that_process_shows():
 
 
 def test_counters_histograms_and_gauges_add_up():
-    parts = [totals() for _ in range(3)]
+    parts = [metrics_source() for _ in range(3)]
     for number, part in enumerate(parts, 1):
         part.metrics.requests.labels("/predict", "200").inc(number)
         part.metrics.batch_rows.observe(number)
@@ -57,7 +57,7 @@ def test_counters_histograms_and_gauges_add_up():
 
 
 def test_what_cannot_be_added_is_the_first_process_own():
-    parts = [totals().snapshot() for _ in range(2)]
+    parts = [metrics_source().snapshot() for _ in range(2)]
     first = samples(render(parts[0]))
     found = samples(render(add_up(parts)))
     for name in ("process_start_time_seconds", "process_max_fds"):
@@ -67,7 +67,7 @@ def test_what_cannot_be_added_is_the_first_process_own():
 
 
 def test_statistics_add_up_and_the_last_moment_is_the_latest():
-    parts = [totals() for _ in range(2)]
+    parts = [metrics_source() for _ in range(2)]
     names = [field.name for field in dataclasses.fields(Statistics)]
     for factor, part in enumerate(parts, 1):
         for number, name in enumerate(names, 1):
@@ -79,6 +79,6 @@ def test_statistics_add_up_and_the_last_moment_is_the_latest():
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_text_is_valid_and_names_each_metric_once(count):
-    text = render(add_up([totals().snapshot() for _ in range(count)])).decode()
+    text = render(add_up([metrics_source().snapshot() for _ in range(count)])).decode()
     types = [line for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(types) == len(set(types)) > 15

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.artifact.manifest import MANIFEST
 from app.errors import ArtifactError, ProviderError
-from app.runtime.loading import pass_gate
+from app.runtime.loading import load_model
 from app.runtime.model import Model
 from app.runtime.tasks.task import Encoded
 from model.package import file_entry, package_tensors, package_text
@@ -379,10 +379,10 @@ FAILURES = [
     Failure("path leaves by ..", leaving, (MANIFEST, "model.onnx", "leaves the artifact folder")),
     Failure("path leaves and comes back", detour, (MANIFEST, "model.onnx", "leaves the artifact folder")),
     Failure("path is absolute", absolute, (MANIFEST, "model.onnx", "leaves the artifact folder")),
-    Failure("manifest is a link out", link_out(MANIFEST), (f"'{MANIFEST}'", "leaves the artifact folder")),
-    Failure("file is a link out", link_out("model.onnx"), ("'model.onnx'", "leaves the artifact folder")),
-    Failure("golden is a link out", link_out("golden.npz"), ("'golden.npz'", "leaves the artifact folder")),
-    Failure("folder is a link out", link_folder_out, ("'sub/model.onnx'", "leaves the artifact folder")),
+    Failure("manifest is a channel out", link_out(MANIFEST), (f"'{MANIFEST}'", "leaves the artifact folder")),
+    Failure("file is a channel out", link_out("model.onnx"), ("'model.onnx'", "leaves the artifact folder")),
+    Failure("golden is a channel out", link_out("golden.npz"), ("'golden.npz'", "leaves the artifact folder")),
+    Failure("folder is a channel out", link_folder_out, ("'sub/model.onnx'", "leaves the artifact folder")),
     Failure("link to nothing outside", link_to("model.onnx", "../nothing"), ("'model.onnx'", "leaves the artifact")),
     Failure("link to nothing inside", link_to("model.onnx", "nothing"), ("model.onnx", "No such file")),
     Failure("link to itself", link_to("model.onnx", "model.onnx"), ("model.onnx",)),
@@ -556,7 +556,7 @@ def good(tmp_path_factory) -> dict[str, Path]:
 def test_the_gate_refuses_with_one_line_that_says_what_and_where(good, tmp_path, failure):
     folder = failure.apply(good, tmp_path / "artifact")
     with pytest.raises(failure.error) as caught:
-        pass_gate(folder, digest=failure.digest, provider=failure.provider)
+        load_model(folder, digest=failure.digest, provider=failure.provider)
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert [part for part in failure.says if part not in message] == [], message
@@ -564,20 +564,20 @@ def test_the_gate_refuses_with_one_line_that_says_what_and_where(good, tmp_path,
 
 @pytest.mark.parametrize("kind", ["text", "tensors"])
 def test_undamaged_artifacts_pass(good, kind):
-    model = pass_gate(good[kind])
+    model = load_model(good[kind])
     assert model.session.provider == "cpu"
     assert model.golden_error <= TOLERANCE
     assert model.tokens_per_second > 0
 
 
 def test_the_bundled_model_passes_with_its_digest_pinned():
-    digest = pass_gate(BUNDLED).artifact.digest
-    assert pass_gate(BUNDLED, digest=digest).artifact.digest == digest
+    digest = load_model(BUNDLED).artifact.digest
+    assert load_model(BUNDLED, digest=digest).artifact.digest == digest
 
 
 def test_stages_are_told_in_order_and_timed(good):
     stages: list[str] = []
-    model = pass_gate(good["text"], on_stage=stages.append)
+    model = load_model(good["text"], on_stage=stages.append)
     assert stages == ["verifying", "loading", "warming"]
     assert list(model.stage_seconds) == stages
     assert all(seconds >= 0 for seconds in model.stage_seconds.values())
@@ -596,13 +596,13 @@ def test_a_failure_stops_at_its_own_stage(good, tmp_path, damage, sealed, last):
     stages: list[str] = []
     folder = Failure("", damage, (), sealed=sealed).apply(good, tmp_path / "artifact")
     with pytest.raises(ArtifactError):
-        pass_gate(folder, on_stage=stages.append)
+        load_model(folder, on_stage=stages.append)
     assert stages[-1] == last
 
 
 @pytest.mark.parametrize(("asked", "given"), [("auto", 8), (3, 3), (100, 100)])
 def test_batches_have_the_size_asked_for_or_the_providers(good, asked, given):
-    assert pass_gate(good["tensors"], max_batch_rows=asked).batch_rows == given
+    assert load_model(good["tensors"], max_batch_rows=asked).batch_rows == given
 
 
 def test_the_smallest_and_the_largest_batch_are_run_before_the_model_may_serve(good, monkeypatch):
@@ -614,7 +614,7 @@ def test_the_smallest_and_the_largest_batch_are_run_before_the_model_may_serve(g
         return run(self, payloads)
 
     monkeypatch.setattr(Model, "run", recording)
-    pass_gate(good["tensors"], max_batch_rows=5)
+    load_model(good["tensors"], max_batch_rows=5)
     assert {1, 5} <= rows
 
 
@@ -627,10 +627,10 @@ def test_an_answer_as_far_off_as_the_tolerance_allows_passes(good, tmp_path, tol
 
     folder = Failure("", edit(change), (), "text").apply(good, tmp_path / "artifact")
     if tolerance > 0.05:
-        assert pass_gate(folder).golden_error == pytest.approx(0.05, abs=1e-3)
+        assert load_model(folder).golden_error == pytest.approx(0.05, abs=1e-3)
     else:
         with pytest.raises(ArtifactError, match=r"off by 0\.05"):
-            pass_gate(folder)
+            load_model(folder)
 
 
 @pytest.mark.parametrize("recorded", ["alone", "together"])
@@ -655,9 +655,9 @@ def test_a_text_model_whose_answer_depends_on_its_neighbours_does_not_pass(good,
 
     folder = Failure("", damage, (), "text", sealed=True).apply(good, tmp_path / "artifact")
     with pytest.raises(ArtifactError, match=r"golden\.examples\[1\]: outside tolerance"):
-        pass_gate(folder)
+        load_model(folder)
     if recorded == "alone":
-        pass_gate(folder, max_batch_rows=1)
+        load_model(folder, max_batch_rows=1)
 
 
 def test_a_batchable_model_must_answer_one_row_for_each(good, tmp_path):
@@ -675,7 +675,7 @@ def test_a_batchable_model_must_answer_one_row_for_each(good, tmp_path):
 
     folder = Failure("", damage, (), sealed=True).apply(good, tmp_path / "artifact")
     with pytest.raises(ArtifactError, match=r"expected (1|8) rows"):
-        pass_gate(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -698,11 +698,11 @@ def test_a_model_that_answers_what_is_not_finite_passes_when_that_is_golden(good
         put("outputs", 0, "shape", value=[-1, 4])(folder)
         golden(output__scores=np.full((3, 4), value, np.float32))(folder)
 
-    pass_gate(Failure("", damage, (), sealed=True).apply(good, tmp_path / "artifact"))
+    load_model(Failure("", damage, (), sealed=True).apply(good, tmp_path / "artifact"))
 
 
 def test_the_model_that_passed_answers_batches_as_single_rows(good):
-    model = pass_gate(good["text"])
+    model = load_model(good["text"])
     units: list[Encoded] = model.task.encode(TEXTS)  # type: ignore[arg-type]
     together = model.run([unit.payload for unit in units])
     alone = [model.run([unit.payload])[0] for unit in units]
@@ -761,7 +761,7 @@ def test_no_corruption_of_any_file_passes_when_the_digest_is_pinned(good, kind, 
     with corrupted(files[corruption.file % len(files)], corruption) as changed:
         if changed:
             with pytest.raises(ArtifactError) as caught:
-                pass_gate(good[kind], digest=digest)
+                load_model(good[kind], digest=digest)
             assert "\n" not in str(caught.value)
 
 
@@ -772,7 +772,7 @@ def test_no_corruption_of_the_manifest_passes_without_a_pin_either(good, kind, c
     with corrupted(good[kind] / MANIFEST, corruption) as changed:
         if changed:
             with pytest.raises(ArtifactError) as caught:
-                pass_gate(good[kind])
+                load_model(good[kind])
             assert "\n" not in str(caught.value)
 
 
@@ -780,4 +780,4 @@ def test_no_corruption_of_the_manifest_passes_without_a_pin_either(good, kind, c
 def test_a_manifest_without_a_checksum_may_be_edited(good, tmp_path, kind):
     folder = shutil.copytree(good[kind], tmp_path / "edited")
     put("version", value="2")(folder)
-    assert pass_gate(folder).artifact.manifest.version == "2"
+    assert load_model(folder).artifact.manifest.version == "2"
