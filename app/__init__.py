@@ -2,6 +2,7 @@
 
 import os
 
+NAME = "sentiment-inference"
 __version__ = "0.1.0"
 
 # Libraries read these once, when they are loaded. Nothing phones home; and tokenizing several texts must not start a

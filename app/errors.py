@@ -7,10 +7,12 @@
     │   └── ProviderError                exit 4
     └── RequestError                 one request ends
         ├── BadRequest                   400  not parseable
+        ├── Unauthorized                 401  a hook does not know who asks
+        ├── Forbidden                    403  a hook does not let them
         ├── NotFound                     404  unknown model or version
         ├── BodyTimeout                  408  body not received before the deadline
         ├── BodyTooLarge                 413
-        ├── UnsupportedMedia             415
+        ├── UnsupportedMedia             415  content type or encoding
         ├── Invalid                      422  parseable, but not acceptable
         ├── TooManyRows                  429  more rows than the queue can ever hold
         ├── ClientClosed                 499  the client left; nobody reads this answer
@@ -59,11 +61,26 @@ class RequestError(ServiceError):
     # Whether the connection must not be used again (its body was not read to the end).
     close = False
     retry_after_seconds: int | None = None
+    # What the client may do to be known: `WWW-Authenticate`.
+    challenge: str | None = None
 
 
 class BadRequest(RequestError):
     status = 400
     reason = "invalid"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    reason = "unauthorized"
+    close = True
+    challenge = "Bearer"
+
+
+class Forbidden(RequestError):
+    status = 403
+    reason = "unauthorized"
+    close = True
 
 
 class NotFound(RequestError):
@@ -126,7 +143,7 @@ class DeadlineExceeded(RequestError):
 
 
 REJECT_REASONS = (
-    "invalid", "body_timeout", "body_too_large", "too_many_rows", "client_closed",
+    "invalid", "unauthorized", "body_timeout", "body_too_large", "too_many_rows", "client_closed",
     "queue_full", "late", "not_ready", "draining", "memory", "deadline",
 )  # fmt: skip
-STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)

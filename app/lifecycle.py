@@ -1,99 +1,224 @@
-"""From settings to a model that serves: the gate in a thread, then the runners; or the end of the process."""
+"""The service's life: verifying → loading → warming → ready → draining; requests in flight; start-up and exit.
+
+The one place that knows what stage the service is in. Knows nothing of HTTP.
+"""
 
 import asyncio
 import gc
+import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from app import NAME
 from app.batching.admission import Limits
-from app.batching.batcher import Batcher
-from app.errors import ArtifactError, ConfigError, StartupError
+from app.batching.batcher import Batch, Batcher
+from app.errors import ArtifactError, ConfigError, StartupError, Unavailable
 from app.predictor import Predictor
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.settings import Settings, cpu_quota, unknown_variables
-from app.telemetry import logging as logs
+from app.runtime.session import Model
+from app.settings import Settings, unknown_variables
+from app.telemetry import logging
+from app.telemetry.metrics import Metrics
 
-CUDA_RUNNERS = 2
+TERMINATION_LOG = Path("/dev/termination-log")
 OnFatal = Callable[[StartupError], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def start_loading(
-    settings: Settings, predictor: Predictor, on_fatal: OnFatal, on_serving: Callable[[Model, Batcher], None]
-) -> None:
-    """Passes the gate in a thread, then serves on the running loop; a model that does not pass ends the process.
+def exit_process(error: StartupError) -> None:
+    """Ends the process with the error's exit code; its one line goes to stderr and to the termination log."""
+    line = f"{NAME}: {error}"
+    with suppress(OSError):  # nobody reads it, which must not hide the exit code
+        print(line, file=sys.stderr, flush=True)
+    if TERMINATION_LOG.exists():
+        with suppress(OSError):  # a read-only file there
+            # As stderr does: a path need not be UTF-8.
+            TERMINATION_LOG.write_text(line, errors="backslashreplace")
+    logging.flush()
+    # Nothing was accepted yet, so there is nothing to unwind; the exit code survives whatever server runs us.
+    os._exit(error.exit_code)
 
-    on_fatal: called in that thread with what is wrong. on_serving: called on the loop once the runners have started.
-    """
-    for name in unknown_variables():
-        logs.logger().warning("unknown setting", variable=name)
-    loop = asyncio.get_running_loop()
 
-    def at(stage: str) -> None:
-        predictor.stage = stage
+def or_exit(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns; a StartupError from it ends the process."""
+    try:
+        return work(*args, **kwargs)
+    except StartupError as error:
+        exit_process(error)
+        raise
 
-    def run() -> None:
+
+class Lifecycle:
+    """predictor: what answers, from when the model has passed every check. refusing: whether new requests are refused
+    because the service ends. in_flight: inference requests that are not answered yet."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, on_fatal: OnFatal = exit_process) -> None:
+        """on_fatal: called with what keeps the service from ever being ready."""
+        self.predictor: Predictor | None = None
+        self.refusing = False
+        self.draining = False
+        self.in_flight = 0
+        self._settings = settings
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._stage = "verifying"
+        self._idle: asyncio.Future[None] | None = None
+        metrics.in_flight.set_function(lambda: self.in_flight)
+
+    @property
+    def stage(self) -> str:
+        """`verifying`, `loading`, `warming`, `ready` or `draining`, which nothing leads out of."""
+        return "draining" if self.draining else self._stage
+
+    def enter(self, stage: str) -> None:
+        """Says what the service is at."""
+        self._stage = stage
+
+    @property
+    def ready(self) -> bool:
+        return self.stage == "ready"
+
+    def unavailable(self) -> Unavailable:
+        """Why requests are refused now."""
+        reason = "draining" if self.draining else "not_ready"
+        return Unavailable(f"not ready: {self.stage}", reason, close=self.draining)
+
+    def loaded(self) -> Predictor:
+        """The predictor. Raises Unavailable before there is one."""
+        if self.predictor is None:
+            raise self.unavailable()
+        return self.predictor
+
+    def stuck(self) -> str | None:
+        """Why no progress can be made, or None."""
+        return self.predictor.batcher.stuck() if self.predictor is not None else None
+
+    def load(self, on_loaded: Callable[[Predictor], None]) -> None:
+        """Passes the gate in a thread and starts the runners; then calls `on_loaded` on the running event loop."""
+        for name in unknown_variables():
+            logging.logger().warning("unknown setting", variable=name)
+        loop = asyncio.get_running_loop()
+        # A daemon: the process must not wait for it when it is told to end. The executor's threads would be waited for.
+        threading.Thread(target=self._pass_gate, args=(loop, on_loaded), name="gate", daemon=True).start()
+
+    def _pass_gate(self, loop: asyncio.AbstractEventLoop, on_loaded: Callable[[Predictor], None]) -> None:
+        settings = self._settings
         try:
             model = load_model(
                 settings.model_dir,
                 digest=settings.model_digest,
                 provider=settings.provider,
+                runners=settings.runners,
                 max_batch_rows=settings.max_batch_rows,
                 max_batch_tokens=settings.max_batch_tokens,
-                on_stage=at,
+                on_stage=self.enter,
             )
         except StartupError as error:
-            on_fatal(error)
+            self._on_fatal(error)
         # Whatever the gate did not foresee: a process that cannot become ready must end, or nobody notices.
         except Exception as error:
-            on_fatal(ArtifactError(f"{settings.model_dir}: the gate failed: {type(error).__name__}: {error}"))
+            self._on_fatal(ArtifactError(f"{settings.model_dir}: the gate failed: {type(error).__name__}: {error}"))
         else:
             with suppress(RuntimeError):  # the loop has closed: the process is ending
-                loop.call_soon_threadsafe(serve, model)
+                loop.call_soon_threadsafe(self._start, model, on_loaded)
 
-    def serve(model: Model) -> None:
-        try:
-            batcher = predictor.serve(model, limits_of(settings, model))
-        except RuntimeError as error:  # no more threads
-            on_fatal(ConfigError(f"APP_RUNNERS={settings.runners}: cannot start so many: {error}"))
+    def _start(self, model: Model, on_loaded: Callable[[Predictor], None]) -> None:
+        if self.draining:
             return
-        if batcher is not None:
-            # What is there now stays: the collector need not look at it again in the middle of a request.
-            gc.freeze()
-            on_serving(model, batcher)
+        settings, metrics = self._settings, self._metrics
+        limits = Limits(
+            model.runners,
+            model.batch_rows,
+            model.batch_tokens,
+            settings.max_queue_rows,
+            settings.batch_delay_ms / 1000,
+            settings.runner_timeout_seconds,
+            model.overhead_tokens,
+            settings.max_queue_wait_ms / 1000,
+        )
+        batcher = Batcher(model.run, limits, model.tokens_per_second, partial(count_batch, metrics))
+        try:
+            batcher.start()
+        except RuntimeError as error:  # no more threads
+            self._on_fatal(ConfigError(f"APP_RUNNERS={settings.runners}: cannot start so many: {error}"))
+            return
+        metrics.runners.set(limits.runners)
+        metrics.queue_rows.set_function(lambda: batcher.state().rows)
+        # What is there now stays: the collector need not look at it again in the middle of a request.
+        gc.freeze()
+        on_loaded(Predictor(model, batcher, metrics.statistics))
 
-    # A daemon: the process must not wait for it when it is told to end. The executor's threads would be waited for.
-    threading.Thread(target=run, name="gate", daemon=True).start()
+    def serve(self, predictor: Predictor) -> None:
+        """Answers with `predictor` from now on."""
+        self.predictor = predictor
+        self.enter("ready")
+
+    def announce(self, predictor: Predictor) -> None:
+        """Serves, and says so in the log and the metrics."""
+        self.serve(predictor)
+        model, metrics, log = predictor.model, self._metrics, logging.logger()
+        manifest = model.artifact.manifest
+        info = (manifest.name, manifest.version, model.artifact.digest, model.provider, manifest.precision)
+        metrics.info.labels(*info).set(1)
+        for stage, seconds in model.stage_seconds.items():
+            metrics.load.labels(stage).set(seconds)
+        metrics.ready.set(1)
+        if self._settings.provider == "auto" and model.provider == "cpu":
+            log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")
+        log.info(
+            "ready",
+            model=manifest.name,
+            model_version=manifest.version,
+            digest=model.artifact.digest,
+            provider=model.provider,
+            stage_seconds={stage: round(seconds, 3) for stage, seconds in model.stage_seconds.items()},
+        )
+
+    def request_ended(self) -> None:
+        """Counts one request less in flight."""
+        self.in_flight -= 1
+        if not self.in_flight and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def idle(self, timeout_seconds: float) -> bool:
+        """Waits until nothing is in flight; False if that took longer than `timeout_seconds`."""
+        if not self.in_flight:
+            return True
+        self._idle = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait([self._idle], timeout=timeout_seconds)
+        return bool(done)
+
+    def drain(self) -> None:
+        """Not ready from now on, but whoever comes all the same is answered."""
+        self.draining = True
+        self._metrics.ready.set(0)
+
+    def refuse(self) -> None:
+        """Refuses new requests from now on; accepted ones go on."""
+        self.drain()
+        self.refusing = True
+
+    def close(self) -> None:
+        """Ends the runners; whatever still waits fails with Unavailable."""
+        self.refuse()
+        if self.predictor is not None:
+            self.predictor.batcher.close()
 
 
-def log_ready(settings: Settings, model: Model) -> None:
-    log = logs.logger()
-    if settings.provider == "auto" and model.session.provider == "cpu":
-        log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")
-    manifest = model.artifact.manifest
-    log.info(
-        "ready",
-        model=manifest.name,
-        model_version=manifest.version,
-        digest=model.artifact.digest,
-        provider=model.session.provider,
-        stage_seconds={stage: round(seconds, 3) for stage, seconds in model.stage_seconds.items()},
-    )
-
-
-def limits_of(settings: Settings, model: Model) -> Limits:
-    """The batcher's bounds, with "auto" resolved for the provider that is truly in use."""
-    runners = settings.runners
-    if runners == "auto":
-        runners = CUDA_RUNNERS if model.session.provider == "cuda" else cpu_quota()
-    return Limits(
-        runners,
-        model.batch_rows,
-        model.batch_tokens,
-        settings.max_queue_rows,
-        settings.batch_delay_ms / 1000,
-        settings.runner_timeout_seconds,
-        model.overhead_tokens,
-        settings.max_queue_wait_ms / 1000,
-    )
+def count_batch(metrics: Metrics, batch: Batch) -> None:
+    """Counts a finished run; the batcher's `on_batch`."""
+    rows, tokens, run_seconds = batch.rows, batch.tokens, batch.finished - batch.started
+    metrics.statistics.runs += 1
+    metrics.run.observe(run_seconds)
+    metrics.runner_busy.inc(run_seconds)
+    metrics.batch_rows.observe(rows)
+    metrics.tokens_real.inc(tokens)
+    metrics.tokens_padding.inc(batch.padded_tokens - tokens)
+    for entry in batch.entries:
+        metrics.queue_wait.observe(batch.started - entry.submitted)

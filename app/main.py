@@ -6,58 +6,49 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fastapi import FastAPI
+
 from app import __version__
-from app.ending import exit_process
-from app.errors import ConfigError, StartupError
-from app.http.app import Service, assemble
-from app.http.server import Server, listen, uvicorn_config
-from app.lifecycle import OnFatal, log_ready, start_loading
-from app.multiprocess.engine import serve_with_http_processes
-from app.multiprocess.totals import MetricsSource
-from app.predictor import Predictor
+from app.http.app import build_app
+from app.http.routes import LABELS
+from app.http.server import Server, listen
+from app.lifecycle import Lifecycle, OnFatal, exit_process, or_exit
 from app.settings import Settings, read_settings
-from app.telemetry import logging as logs
+from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import Metrics, MetricsSource
 
 
-def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_process) -> Service:
+def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_process) -> FastAPI:
     """The application. Its lifespan passes the gate in the background; `/ready` says when.
 
     settings: from the environment if None. on_fatal: called when the model does not pass the gate.
     """
-    if settings is None:
-        try:
-            settings = read_settings()
-        except ConfigError as error:
-            exit_process(error)
-            raise
-    logs.configure(settings.log_level, settings.log_format)
-    predictor = Predictor(metrics := Metrics())
+    settings = settings or or_exit(read_settings)
+    metrics = Metrics(LABELS)
+    logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
+    lifecycle = Lifecycle(settings, metrics, on_fatal)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        start_loading(settings, predictor, on_fatal, lambda model, _: log_ready(settings, model))
+        lifecycle.load(lifecycle.announce)
         gpu = GpuSampler.start(metrics.registry) if settings.provider != "cpu" else None
         yield
-        predictor.close()
+        lifecycle.close()
         if gpu is not None:
             gpu.stop()
 
-    return assemble(settings, MetricsSource(metrics, predictor), lifespan)
+    return build_app(settings, lifecycle, MetricsSource(metrics), lifespan)
 
 
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
-    try:
-        settings = read_settings()
-        sockets = listen(settings.host, settings.port, settings.http_processes)
-    except StartupError as error:
-        exit_process(error)
-        raise
-    logs.configure(settings.log_level, settings.log_format)
-    logs.logger().info("listening", host=settings.host, port=sockets[0].getsockname()[1], version=__version__)
+    settings = or_exit(read_settings)
     if settings.http_processes > 1:
-        serve_with_http_processes(settings, sockets)
+        from app.multiprocess.engine import serve_with_http_processes
+
+        serve_with_http_processes(settings)
+    sock = or_exit(listen, settings.host, settings.port)
     app = create_app(settings)
-    Server(uvicorn_config(app), app.predictor, app.in_flight, settings).run_and_exit(sockets[0])
+    logging.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
+    Server(app, app.state.lifecycle, settings).run_and_exit(sock)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigError
@@ -14,14 +14,24 @@ Auto = Literal["auto"]
 AutoOrCount = Auto | Annotated[int, Field(ge=1)]
 
 
+AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+
 class Settings(BaseSettings):
-    """All settings. Environment names are these in capitals behind `APP_`; units are in the names."""
+    """All settings. Environment names are these in capitals behind `APP_`; units are in the names.
+
+    One that holds a credential says `json_schema_extra={"configmap": False}`: it belongs in a Secret.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", protected_namespaces=())
 
     model_dir: Path = Field(Path("model/sentiment"), description="artifact folder")
-    model_digest: str = Field("", pattern="^([0-9a-f]{64})?$", description="sha256 that manifest.json must have")
-    provider: Literal["auto", "cpu", "cuda"] = Field("auto", description="execution provider; auto may fall back")
+    model_digest: str = Field(
+        "", pattern="(?i)^((sha256:)?[0-9a-f]{64})?$", description="sha256 that manifest.json must have"
+    )
+    provider: Annotated[Literal["auto", "cpu", "cuda"], AnyCase] = Field(
+        "auto", description="execution provider; auto may fall back"
+    )
     # Far beyond any use, so that a slip of the hand does not end in a want of memory.
     runners: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="concurrent model runs; auto: CPU quota, or 2 on CUDA"
@@ -41,8 +51,8 @@ class Settings(BaseSettings):
     http_processes: int = Field(1, ge=1, le=64, description="processes for HTTP; beyond 1, beside one for the model")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "text"] = "json"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
+    log_format: Annotated[Literal["json", "text"], AnyCase] = "json"
 
 
 def read_settings() -> Settings:

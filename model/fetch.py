@@ -37,7 +37,8 @@ from tenacity import (
     wait_random,
 )
 
-from app.artifact.manifest import MANIFEST, Artifact, read_artifact, verify_files
+from app.artifact.integrity import verify_files
+from app.artifact.manifest import MANIFEST, Artifact, read_artifact
 from app.errors import ArtifactError, ConfigError, StartupError
 
 ATTEMPTS = 6
@@ -384,7 +385,7 @@ def main() -> None:
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="tries for each object (default %(default)s)")
     args = parser.parse_args()
-    if args.attempts < 1 or not re.fullmatch("([0-9a-f]{64})?", args.digest):
+    if args.attempts < 1 or not re.fullmatch("(?i)((sha256:)?[0-9a-f]{64})?", args.digest):
         parser.error("--attempts must be at least 1, and --digest 64 hexadecimal digits")
     # Libraries log addresses with their signatures.
     logging.disable(logging.CRITICAL)

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from app.artifact.datatypes import DTYPES, Array, Tensors
+from app.artifact.integrity import checksum_of
 from app.artifact.manifest import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -27,12 +28,12 @@ from app.artifact.manifest import (
     GoldenText,
     Manifest,
     TensorSpec,
-    checksum_of,
 )
 from app.errors import ArtifactError, StartupError
-from app.runtime.loading import as_model_input, load_arrays, load_model
+from app.runtime.loading import load_model
 from app.runtime.session import Session
-from app.runtime.tasks.task import TextTask
+from app.runtime.tasks.tensors import as_model_input, load_arrays
+from app.runtime.tasks.text_classification import TextClassification
 
 MODEL_FILE, TOKENIZER_FILE, GOLDEN_FILE = "model.onnx", "tokenizer.json", "golden.npz"
 GOLDEN_ROWS = 3
@@ -220,12 +221,12 @@ def package_text(
         lineage=lineage or {},
         evaluation=evaluation or {},
     )
-    examples = golden or _answers(model, session, TextTask(Artifact(folder, manifest, "")), texts)
+    examples = golden or _answers(model, session, TextClassification(Artifact(folder, manifest, ""), 1), texts)
     write_manifest(folder, msgspec.structs.replace(manifest, golden=Golden(tolerance, examples)))
     load_model(folder)
 
 
-def _answers(model: Path, session: Session, task: TextTask, texts: list[str]) -> list[GoldenText]:
+def _answers(model: Path, session: Session, task: TextClassification, texts: list[str]) -> list[GoldenText]:
     examples = []
     for text in texts:
         payload = task.encode([text])[0].payload

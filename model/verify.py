@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     manifest = model.artifact.manifest
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in model.stage_seconds.items())
-    print(f"{args.folder}: {manifest.name} {manifest.version} passes on {model.session.provider} ({stages})")
+    print(f"{args.folder}: {manifest.name} {manifest.version} passes on {model.provider} ({stages})")
     print(f"digest {model.artifact.digest}")
     print(f"golden outputs within {model.golden_error:.2g} of a tolerance of {manifest.golden.tolerance:g}")
 

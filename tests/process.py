@@ -23,7 +23,7 @@ class ServerProcess:
     # Settings of every server that does not say otherwise.
     defaults: ClassVar[dict[str, object]] = {}
 
-    def __init__(self, model_dir: Path = BUNDLED, **settings: object) -> None:
+    def __init__(self, model_dir: Path = BUNDLED, *, cwd: Path = ROOT, **settings: object) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
         chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
         chosen |= {f"APP_{name.upper()}": str(value) for name, value in (self.defaults | settings).items()}
@@ -31,7 +31,7 @@ class ServerProcess:
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app"], cwd=ROOT, env={**clean, **chosen}, stdout=self._out, stderr=self._err
+            [sys.executable, "-m", "app"], cwd=cwd, env={**clean, **chosen}, stdout=self._out, stderr=self._err
         )
         self._port: int | None = None
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import Invalid
+
 Array = NDArray[Any]
 Tensors = dict[str, Array]
 
@@ -46,3 +48,14 @@ def datatype_of(array: Array) -> Datatype:
     if array.dtype.kind in "OUS":
         return "BYTES"
     return {dtype: name for name, dtype in DTYPES.items()}[array.dtype]
+
+
+def decode_strings(array: Array, where: str) -> Array:
+    """BYTES elements as str. Raises Invalid if one is not UTF-8."""
+    try:
+        strings = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+    except UnicodeDecodeError:
+        raise Invalid(f"{where}: expected UTF-8") from None
+    result = np.empty(len(strings), np.object_)
+    result[:] = strings
+    return result.reshape(array.shape)

@@ -1,10 +1,9 @@
-"""The artifact on disk: parses manifest.json and proves that every file is the one it names.
+"""The artifact on disk: what manifest.json says, and reading it. Knows nothing of ONNX Runtime, tokenizers or tasks.
 
-Knows nothing of ONNX Runtime, tokenizers or HTTP.
+That the files are the ones it names is `app.artifact.integrity`'s to prove.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,12 +11,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from app.artifact.datatypes import DTYPES, Datatype
+from app.artifact.datatypes import Datatype
 from app.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-CHUNK_BYTES = 1 << 20
 # A window must hold the two tokens that mark a text's ends, and one between them.
 MIN_TOKENS = 3
 
@@ -60,7 +58,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     manifest_version: int
     name: Name
     version: Name
-    task: Literal["text-classification", "tensors"]
+    # One that `app.runtime.tasks` knows, which also checks what it needs of the rest.
+    task: str
     precision: str
     model_file: str
     files: dict[str, FileEntry]
@@ -69,7 +68,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     golden: Golden
     # Whether rows of different requests may share a run, stacked along the first axis.
     batching: bool = True
-    # Text classification only.
+    # Text only.
     tokenizer_file: str | None = None
     labels: list[str] = []
     max_tokens: Annotated[int, Meta(ge=MIN_TOKENS, le=1_000_000)] | None = None
@@ -82,12 +81,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A parsed manifest, the folder it describes, its own sha256, and the checksum that it should have in it."""
+    """A parsed manifest, the folder it describes, its own sha256, and its bytes."""
 
     folder: Path
     manifest: Manifest
     digest: str
-    checksum: str | None = None
+    raw: bytes = b""
 
     def path(self, name: str) -> Path:
         """Path of a file of the artifact. Raises ArtifactError if `files` does not list it or it leaves the folder."""
@@ -105,7 +104,7 @@ def path_inside(folder: Path, name: str) -> Path:
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
         special = path.exists() and not path.is_file() and not path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a channel to itself, a null byte
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null byte
         raise ArtifactError(f"{folder / MANIFEST}: path {name!r} cannot be followed: {error}") from None
     if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
         raise ArtifactError(f"{folder / MANIFEST}: path {name!r} leaves the artifact folder")
@@ -115,7 +114,7 @@ def path_inside(folder: Path, name: str) -> Path:
 
 
 def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
-    """Reads and checks manifest.json.
+    """Reads and checks manifest.json. pinned_digest: as people paste it, in any case, `sha256:` before it or not.
 
     Raises ArtifactError naming the file or field, what was expected and what was found.
     """
@@ -127,8 +126,9 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
     digest = hashlib.sha256(raw).hexdigest()
-    if pinned_digest and digest != pinned_digest:
-        raise ArtifactError(f"{path}: digest pin mismatch: expected sha256 {pinned_digest}, found {digest}")
+    pinned = pinned_digest.lower().removeprefix("sha256:")
+    if pinned and digest != pinned:
+        raise ArtifactError(f"{path}: digest pin mismatch: expected sha256 {pinned}, found {digest}")
     try:
         version = msgspec.json.decode(raw, type=_VersionOnly).manifest_version
         if version != MANIFEST_VERSION:
@@ -136,24 +136,9 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: {error or type(error).__name__}") from None
-    artifact = Artifact(folder, manifest, digest, manifest.checksum and checksum_of(raw, manifest.checksum))
+    artifact = Artifact(folder, manifest, digest, raw)
     _check_meaning(artifact)
     return artifact
-
-
-def checksum_of(raw: bytes, digits: str) -> str:
-    """sha256 of a manifest without the digits of its own checksum."""
-    return hashlib.sha256(raw.replace(digits.encode(), b"", 1)).hexdigest()
-
-
-def verify_manifest(artifact: Artifact) -> None:
-    """Raises ArtifactError if manifest.json is not as it was written. One without a checksum may be."""
-    expected = artifact.manifest.checksum
-    if expected != artifact.checksum:
-        raise ArtifactError(
-            f"{artifact.folder / MANIFEST}: checksum: expected {expected}, found {artifact.checksum}; it is damaged, "
-            "or edited: then take `checksum` out"
-        )
 
 
 class _VersionOnly(Struct):
@@ -169,48 +154,3 @@ def _check_meaning(artifact: Artifact) -> None:
     for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) != len(specs):
             raise ArtifactError(f"{where}: `{kind}` names a tensor twice")
-    if manifest.task == "tensors":
-        if manifest.golden.file is None:
-            raise ArtifactError(f"{where}: `golden.file`: expected an .npz file for task tensors, found none")
-        artifact.path(manifest.golden.file)
-        return
-    for field in ("tokenizer_file", "max_tokens"):
-        if getattr(manifest, field) is None:
-            raise ArtifactError(f"{where}: `{field}`: expected a value for task text-classification, found none")
-    artifact.path(manifest.tokenizer_file or "")
-    if not manifest.golden.examples:
-        raise ArtifactError(f"{where}: `golden.examples`: expected at least one, found none")
-    check_labels(manifest.labels, manifest.outputs, str(where))
-
-
-def check_labels(labels: Sequence[str], outputs: Sequence[TensorSpec], where: str) -> None:
-    """Raises ArtifactError unless the first output is float [rows, one per label]."""
-    spec = outputs[0]
-    if DTYPES[spec.datatype].kind != "f" or len(spec.shape) != 2:
-        raise ArtifactError(
-            f"{where}: output {spec.name!r}: expected float [rows, labels], found {spec.datatype} {spec.shape}"
-        )
-    if spec.shape[1] not in (-1, len(labels)) or len(set(labels)) != len(labels) or len(labels) < 2:
-        raise ArtifactError(
-            f"{where}: `labels`: expected {spec.shape[1]} different ones, as {spec.name!r} has, found {len(labels)}"
-        )
-
-
-def verify_files(artifact: Artifact) -> None:
-    """Compares every listed file's size and sha256, streamed. Raises ArtifactError at the first that differs."""
-    for name, entry in artifact.manifest.files.items():
-        path = artifact.path(name)
-        checksum = hashlib.sha256()
-        size = 0
-        try:
-            with path.open("rb") as file:
-                found = path.stat().st_size
-                if found != entry.bytes:
-                    raise ArtifactError(f"{path}: size mismatch: expected {entry.bytes} bytes, found {found}")
-                while chunk := file.read(CHUNK_BYTES):
-                    checksum.update(chunk)
-                    size += len(chunk)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
-        if checksum.hexdigest() != entry.sha256:
-            raise ArtifactError(f"{path}: sha256 mismatch: expected {entry.sha256}, found {checksum.hexdigest()}")

@@ -1,14 +1,19 @@
-"""What the batcher and its users hand each other: limits and admission, a request's ticket, the account of a run."""
+"""What decides that a request is refused: the queue's bounds, and an estimate of how long it would wait there.
+
+Asked once for each request, before its body is read; the rows that the body turns out to hold must then fit.
+"""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
 
-from app.batching.queue import QueueEntry, Unit
-from app.errors import DeadlineExceeded, TooManyRows, Unavailable
+from app.errors import TooManyRows, Unavailable
+
+BEAT_SECONDS = 0.01
+# Share of a new measurement: one hiccup, even a long one, is not overload.
+LAG_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,86 +42,68 @@ class QueueState:
         """Estimated time until `cost` more tokens would be answered."""
         return (self.tokens + cost) / self.tokens_per_second
 
-    def admit(self, limits: Limits, rows: int, tokens: int, deadline: float, late_seconds: float) -> None:
-        """Raises TooManyRows if the queue could never hold that many rows, Unavailable if it cannot now or they would
-        wait too long. late_seconds: what they have waited already."""
-        if rows > limits.queue_rows:
-            raise TooManyRows(f"{rows} rows: the queue holds at most {limits.queue_rows}; send fewer per request")
+
+class EventLoopLag:
+    """How late an event loop is, as a mean of recent delays in seconds: what is ready waits so long for its turn, and
+    requests do before anybody has seen them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Measures from now on, with a timer that comes later the more there is to do."""
+        due = loop.time() + BEAT_SECONDS
+        self._timer = loop.call_at(due, self._beat, loop, due)
+
+    def stop(self) -> None:
+        """Measures no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        self.seconds += LAG_WEIGHT * (max(0.0, loop.time() - due) - self.seconds)
+        self.start(loop)
+
+
+class AdmissionPolicy:
+    """state: what waits now. lag: how long requests have waited before they came this far."""
+
+    def __init__(self, limits: Limits, state: Callable[[], QueueState], lag: EventLoopLag) -> None:
+        self._limits = limits
+        self._state = state
+        self._lag = lag
+
+    def admit(self) -> None:
+        """Raises Unavailable if a request that comes now would have to wait too long, whatever is in it."""
+        state = self._state()
         # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
-        if not self.rows:
+        if not state.rows:
             return
-        wait = self.wait_seconds()
-        if self.rows + rows > limits.queue_rows or wait > limits.max_wait_seconds:
+        limits, wait = self._limits, state.wait_seconds()
+        if state.rows >= limits.queue_rows or wait > limits.max_wait_seconds:
             raise Unavailable("queue full", "queue_full", wait)
-        if late_seconds + wait > limits.max_wait_seconds:
-            raise Unavailable("too many requests at once", "queue_full", late_seconds + wait)
-        wait = self.wait_seconds(tokens)
+        wait += self._lag.seconds
+        if wait > limits.max_wait_seconds:
+            raise Unavailable("too many requests at once", "queue_full", wait)
+
+    def require_possible(self, rows: int) -> None:
+        """Raises TooManyRows if the queue could never hold that many rows."""
+        if rows > self._limits.queue_rows:
+            most = self._limits.queue_rows
+            raise TooManyRows(f"{rows} rows: the queue holds at most {most}; send fewer per request")
+
+    def require_room(self, rows: int, tokens: int, deadline: float) -> None:
+        """Raises as `require_possible`, and Unavailable if the queue cannot take the rows now or they would be late.
+
+        deadline: on the clock of `time.monotonic()`.
+        """
+        self.require_possible(rows)
+        state = self._state()
+        if not state.rows:
+            return
+        if state.rows + rows > self._limits.queue_rows:
+            raise Unavailable("queue full", "queue_full", state.wait_seconds())
+        wait = state.wait_seconds(tokens)
         if wait > deadline - time.monotonic():
             raise Unavailable("would not be answered before its deadline", "late", wait)
-
-
-@dataclass(slots=True)
-class FinishedRun:
-    """One finished run, for metrics. Times in seconds; `error` is the exception's type name, never its message."""
-
-    rows: int
-    real_tokens: int
-    padded_tokens: int
-    run_seconds: float
-    wait_seconds: list[float]
-    error: str | None = None
-
-
-class PendingRequest:
-    """One submitted request: a future of its results, and how long they took."""
-
-    __slots__ = ("dispatched", "finished", "future", "missing", "results", "slot", "submitted")
-
-    def __init__(self, units: int, future: "asyncio.Future[list[object]]") -> None:
-        self.future = future
-        self.slot = 0
-        self.missing = units
-        self.results: list[object] = [None] * units
-        self.submitted = time.monotonic()
-        self.dispatched = 0.0
-        self.finished = 0.0
-
-    def expire(self) -> None:
-        """The deadline has passed."""
-        if not self.future.done():
-            self.future.set_exception(DeadlineExceeded("not answered before its deadline"))
-
-    @property
-    def queue_seconds(self) -> float:
-        """From submission until its first row was taken."""
-        return max(0.0, self.dispatched - self.submitted) if self.dispatched else 0.0
-
-    @property
-    def inference_seconds(self) -> float:
-        """From the first row taken until the last result was there."""
-        return max(0.0, self.finished - self.dispatched) if self.finished else 0.0
-
-
-def describe(batch: list[QueueEntry], started: float, finished: float, error: str | None) -> FinishedRun:
-    """The account of a run that began and ended at these moments."""
-    rows = sum(row.unit.rows for row in batch)
-    longest = max(row.unit.length for row in batch)
-    real = sum(row.unit.rows * row.unit.length for row in batch)
-    waits = [started - row.submitted for row in batch]
-    return FinishedRun(rows, real, rows * longest, finished - started, waits, error)
-
-
-class Batching(Protocol):
-    """A batcher as its user sees it, in this process or in another; see `app.batching.batcher.Batcher`."""
-
-    def submit(self, units: Sequence[Unit], deadline: float) -> PendingRequest:
-        """Queues one request's units."""
-
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
-        """Raises what `submit` would."""
-
-    def stuck(self) -> str | None:
-        """Why no progress can be made, or None."""
-
-    def close(self) -> None:
-        """Fails what still waits."""

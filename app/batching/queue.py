@@ -1,15 +1,19 @@
-"""The queue behind the batcher: which waiting rows make the next batch. Plain data, no threads, no clock but age.
+"""The queue behind the batcher: which waiting entries make the next batch. No threads, no clock but age.
 
-A batch starts with the oldest live row and grows by the rows closest to it in length: padding is what a batch costs
-on a CPU. Rows whose future is done are dead (answered, timed out, abandoned): they are dropped when met.
+A batch starts with the oldest live entry and grows by those closest to it in length: padding is what a batch costs on a
+CPU. Entries whose future is done are dead (answered, timed out, abandoned): they are dropped when met.
 """
 
+import asyncio
 import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Protocol
+from typing import Protocol
+
+from app.errors import DeadlineExceeded
 
 
 class Unit(Protocol):
@@ -25,22 +29,53 @@ class Unit(Protocol):
     def key(self) -> Hashable: ...
 
 
-class Done(Protocol):
-    """The part of a future that says whether anybody still waits."""
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """One submitted request: its units, a future of their results, and how long they took. deadline: on the clock of
+    `time.monotonic()`."""
 
-    def done(self) -> bool: ...
+    units: Sequence[Unit]
+    future: "asyncio.Future[list[object]]"
+    deadline: float
+    entries: "list[QueueEntry]" = field(default_factory=list)
+    results: list[object] = field(init=False)
+    missing: int = field(init=False)
+    slot: int = 0
+    submitted: float = field(default_factory=time.monotonic)
+    dispatched: float = 0.0
+    finished: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.units)
+        self.results = [None] * self.missing
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded("not answered before its deadline"))
+
+    @property
+    def queue_seconds(self) -> float:
+        """From submission until its first unit was taken."""
+        return max(0.0, self.dispatched - self.submitted) if self.dispatched else 0.0
+
+    @property
+    def inference_seconds(self) -> float:
+        """From the first unit taken until the last result was there."""
+        return max(0.0, self.finished - self.dispatched) if self.finished else 0.0
 
 
 class QueueEntry:
-    """A unit in the queue. `tag` is the owner's; `order` and `born` are the queue's."""
+    """A unit of work in the queue: the `index`th of its request. `order` and `born` are the queue's."""
 
-    __slots__ = ("born", "future", "order", "submitted", "tag", "unit")
+    __slots__ = ("born", "future", "index", "order", "request", "submitted", "unit")
 
-    def __init__(self, unit: Unit, future: Any, tag: Any, submitted: float) -> None:
+    def __init__(self, unit: Unit, request: PendingRequest, index: int) -> None:
         self.unit = unit
-        self.future = future
-        self.tag = tag
-        self.submitted = submitted
+        self.request = request
+        self.index = index
+        self.future = request.future
+        self.submitted = request.submitted
         self.order = 0
         self.born = 0
 

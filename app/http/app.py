@@ -1,67 +1,85 @@
-"""The web application put together: edge, routes and error answers around one predictor."""
+"""The web application put together: FastAPI, with the inference middleware innermost and the table's endpoints."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
-from app import __version__
-from app.errors import RequestError
-from app.http.middleware import InferenceMiddleware, InFlightRequests
-from app.http.oip.handlers import infer_handler, protocol_router
-from app.http.predict import service_handlers, service_router
-from app.http.request import error_answer
-from app.multiprocess.totals import MetricsSource
-from app.predictor import Predictor
+from app import NAME, __version__
+from app.errors import ConfigError, RequestError
+from app.http.middleware import InferenceMiddleware
+from app.http.openapi import document, path_parameters
+from app.http.response import error_response
+from app.http.routes import ENDPOINTS
+from app.lifecycle import Lifecycle, exit_process
 from app.settings import Settings
+from app.telemetry.metrics import MetricsSource
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def assemble(settings: Settings, metrics_source: MetricsSource, lifespan: Lifespan) -> "Service":
-    """The application that answers from `totals.predictor`."""
-    predictor, metrics = metrics_source.predictor, metrics_source.metrics
-    in_flight = InFlightRequests()
-    handlers = {**service_handlers(predictor), "/v2/models/infer": infer_handler(predictor)}
-    app = Service(title="sentiment-inference", version=__version__, lifespan=lifespan)
-    app.include_router(service_router(predictor, metrics_source, handlers))
-    app.include_router(protocol_router(predictor, metrics_source, handlers["/v2/models/infer"]))
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsSource, lifespan: Lifespan) -> FastAPI:
+    """The application. What `add_middleware` adds to it is around every route, inference included."""
+
+    @asynccontextmanager
+    async def checked_lifespan(app: FastAPI) -> AsyncIterator[None]:
+        refuse_what_would_be_bypassed(app)
+        async with lifespan(app):
+            yield
+
+    inference = Middleware(InferenceMiddleware, settings=settings, lifecycle=lifecycle, metrics=metrics_source.metrics)
+    app = FastAPI(
+        title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], redirect_slashes=False
+    )
+    app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
+    for route in ENDPOINTS:
+        statuses = (404, 503) if "{" in route.path else (503,)
+        app.add_api_route(
+            route.path,
+            route.handler,
+            methods=[route.method],
+            summary=(route.handler.__doc__ or "").partition("\n")[0],
+            responses={status: {"description": "Error"} for status in statuses},
+            include_in_schema=route.in_document,
+            response_model=None,
+            operation_id=f"{route.method} {route.path}",
+            openapi_extra={"parameters": path_parameters(route.path)},
+        )
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.add_exception_handler(RequestError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.predictor, app.in_flight = predictor, in_flight
-    app.edge = InferenceMiddleware(super(Service, app).__call__, handlers, settings, metrics, predictor, in_flight)
+    app.add_exception_handler(Exception, _on_bug)
     return app
 
 
-class Service(FastAPI):
-    """FastAPI behind the edge, which answers inference requests before FastAPI sees them."""
-
-    edge: InferenceMiddleware
-    predictor: Predictor
-    in_flight: InFlightRequests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI says."""
-        await self.edge(scope, receive, send)
-
-
-async def _on_request_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    answer = error_answer(error)
-    headers = {name.decode(): value.decode() for name, value in answer.headers}
-    return Response(answer.body, answer.status, headers, "application/json")
+def refuse_what_would_be_bypassed(app: FastAPI) -> None:
+    """Ends the process if the application has dependencies: inference routes would answer without them."""
+    if app.router.dependencies:
+        exit_process(
+            ConfigError(
+                "FastAPI(dependencies=…) does not hold for inference routes: use app.add_middleware, or HOOKS in "
+                "app/http/routes.py"
+            )
+        )
 
 
-async def _on_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError | HTTPException)
+    response = error_response(error)
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+    return Response(response.body, response.status, headers, "application/json")
 
 
 async def _on_validation_error(_: Request, __: Exception) -> Response:
     # FastAPI's own answer would echo the input.
     return JSONResponse({"error": "invalid request"}, 422)
+
+
+async def _on_bug(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "internal error"}, 500)

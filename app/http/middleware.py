@@ -1,138 +1,119 @@
-"""The edge of the service, as pure ASGI: inference requests go straight to their handlers, all else to FastAPI.
+"""Inference requests go straight to their handlers, all else to the application around it. Pure ASGI.
 
-One place counts, times and logs each inference request, and turns what it raises into its one answer. FastAPI's
-routing, validation and middleware would cost such a request more than all else that the web side does to it.
+One place admits, counts, times and logs each inference request, and turns what it raises into its one answer. FastAPI's
+routing and validation would cost such a request more than all else that the web side does to it. It is the innermost
+middleware, so that any that is added to the application is around inference as well.
 """
 
 import asyncio
-import re
 import time
-from collections.abc import Awaitable, Callable
 
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import REJECT_REASONS, STATUSES, RequestError, Unavailable
-from app.http.request import Answer, InferenceRequest, RequestLimits, error_answer, request_id_of
-from app.predictor import Predictor
+from app.errors import RequestError, Unavailable
+from app.http.request import InferenceRequest, RequestLimits, request_id_of
+from app.http.response import Response, error_response
+from app.http.routes import EXEMPT_PATHS, HOOKS, Route, find_inference_route
+from app.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.logging import logger, stack_of
-from app.telemetry.metrics import ROUTES, Metrics
+from app.telemetry.metrics import Metrics
 
-Handler = Callable[[InferenceRequest], Awaitable[Answer]]
-INFER_PATH = re.compile(r"/v2/models/(?P<model_name>[^/]+)(?:/versions/(?P<model_version>[^/]+))?/infer")
 INTERNAL_ERROR = b'{"error":"internal error"}'
-
-
-class InFlightRequests:
-    """Inference requests that are not answered yet, and a way to wait until there are none."""
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self._idle: asyncio.Future[None] | None = None
-
-    def leave(self) -> None:
-        self.in_flight -= 1
-        if not self.in_flight and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    async def idle(self, timeout_seconds: float) -> bool:
-        """Waits until nothing is in flight; False if that took longer than `timeout_seconds`."""
-        if not self.in_flight:
-            return True
-        self._idle = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait([self._idle], timeout=timeout_seconds)
-        return bool(done)
+WRONG_METHOD = b'{"error":"Method Not Allowed"}'
 
 
 class InferenceMiddleware:
-    """An ASGI application around `app`. `handlers`: by route label, see `app.telemetry.metrics.ROUTES`."""
+    """An ASGI application around `app`; the table in `app.http.routes` says which paths are inference."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        handlers: dict[str, Handler],
-        settings: Settings,
-        metrics: Metrics,
-        predictor: Predictor,
-        in_flight: InFlightRequests,
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self.app = app
-        self.handlers = handlers
-        self.metrics = metrics
-        self.predictor = predictor
-        self.in_flight = in_flight
         self.limits = RequestLimits(settings.max_body_bytes, settings.request_timeout_ms / 1000)
+        self.lifecycle = lifecycle
+        self.metrics = metrics
         # Bound now: the lazy logger would bind anew for every line.
         self.log = logger().bind()
-        metrics.in_flight.set_function(lambda: in_flight.in_flight)
-        # Looking a child up by its labels costs more than counting on it.
-        self.requests = {(r, status): metrics.requests.labels(r, str(status)) for r in ROUTES for status in STATUSES}
-        self.rejected = {reason: metrics.rejected.labels(reason) for reason in REJECT_REASONS}
-        self.durations = {route: metrics.duration.labels(route) for route in ROUTES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if scope["method"] == "POST":
-                path = scope["path"]
-                if path in self.handlers:
-                    await self.infer(InferenceRequest(scope, receive, path, {}, self.limits), send)
-                    return
-                if match := INFER_PATH.fullmatch(path):
-                    parts = match.groupdict()
-                    await self.infer(InferenceRequest(scope, receive, "/v2/models/infer", parts, self.limits), send)
-                    return
-            send = self._with_request_id(scope, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        found = find_inference_route(scope["path"])
+        if found is None:
+            await self._pass_on(scope, receive, self._with_headers(scope, send))
+        elif found[0].method != scope["method"]:
+            allowed = [(b"allow", found[0].method.encode())]
+            await _send(self._with_headers(scope, send), Response(405, WRONG_METHOD, allowed))
+        else:
+            route, path_params = found
+            request = InferenceRequest(scope, receive, route.label, path_params, self.limits)
+            await self._infer(request, route, scope, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the application, if the hooks let it."""
+        if HOOKS and scope["path"] not in EXEMPT_PATHS:
+            try:
+                await _call_hooks(scope)
+            except (RequestError, HTTPException) as error:
+                await _send(send, error_response(error))
+                return
         await self.app(scope, receive, send)
 
-    async def infer(self, request: InferenceRequest, send: Send) -> None:
+    async def _infer(self, request: InferenceRequest, route: Route, scope: Scope, send: Send) -> None:
         """Answers one inference request, whatever happens to it."""
-        self.in_flight.in_flight += 1
+        self.lifecycle.in_flight += 1
         try:
-            try:
-                self.predictor.admit()
-                answer = await self.handlers[request.route](request)
-            except RequestError as error:
-                answer = error_answer(error)
-                request.error = type(error).__name__
-                if error.reason is not None:
-                    self.rejected[error.reason].inc()
-            except asyncio.CancelledError:
-                if not self.predictor.draining:
-                    raise
-                answer = error_answer(Unavailable("not answered before the server stopped", "draining", close=True))
-            # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
-            except Exception as error:
-                answer = Answer(500, INTERNAL_ERROR)
-                request.error = type(error).__name__
-                self.log.error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
-            request.status = answer.status
-            headers = [
-                (b"content-type", answer.content_type),
-                (b"content-length", b"%d" % len(answer.body)),
-                (b"x-request-id", request.id.encode()),
-                *answer.headers,
-            ]
-            if self.predictor.leaving:
-                headers.append((b"connection", b"close"))
-            if request.connection is not None:
-                await request.connection.answer(answer.status, headers, answer.body)
-            else:
-                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-                await send({"type": "http.response.body", "body": answer.body})
+            response = await self._response(request, route, scope)
+            request.status = response.status
+            response.headers.append((b"x-request-id", request.id.encode()))
+            if self.lifecycle.draining:
+                response.headers.append((b"connection", b"close"))
+            await _send(send, response)
         finally:
-            self.in_flight.leave()
+            self.lifecycle.request_ended()
             self._record(request)
+
+    async def _response(self, request: InferenceRequest, route: Route, scope: Scope) -> Response:
+        lifecycle = self.lifecycle
+        try:
+            if HOOKS:
+                await _call_hooks(scope)
+            predictor = lifecycle.predictor
+            if predictor is None or lifecycle.refusing:
+                raise lifecycle.unavailable()
+            # Here, because reading what will be refused is work.
+            predictor.batcher.admission.admit()
+            request.predictor = predictor
+            response: Response = await route.handler(request)
+            return response
+        except (RequestError, HTTPException) as error:
+            request.error = type(error).__name__
+            if (reason := getattr(error, "reason", None)) is not None:
+                self.metrics.rejections[reason].inc()
+            return error_response(error)
+        except asyncio.CancelledError:
+            if not lifecycle.refusing:
+                raise
+            return error_response(Unavailable("not answered before the server stopped", "draining", close=True))
+        # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
+        except Exception as error:
+            request.error = type(error).__name__
+            self.log.error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
+            return Response(500, INTERNAL_ERROR)
 
     def _record(self, request: InferenceRequest) -> None:
         seconds = time.monotonic() - request.started
         # No status: the server was told to stop at once.
         status = request.status or Unavailable.status
-        self.requests[request.route, status].inc()
-        self.durations[request.route].observe(seconds)
+        self.metrics.answered[request.route, status].inc()
+        self.metrics.durations[request.route].observe(seconds)
         # A request refused before its body was read says nothing of sizes.
         if request.body_bytes:
             self.metrics.request_bytes.observe(request.body_bytes)
-        usage, model = request.usage, self.predictor.model
+        usage, predictor = request.usage, self.lifecycle.predictor
+        manifest = predictor.model.artifact.manifest if predictor is not None else None
         self.log.info(
             "request",
             request_id=request.id,
@@ -145,19 +126,34 @@ class InferenceMiddleware:
             tokens=usage.tokens,
             queue_ms=round(usage.queue_seconds * 1000, 3),
             inference_ms=round(usage.inference_seconds * 1000, 3),
-            model=model.artifact.manifest.name if model else None,
-            model_version=model.artifact.manifest.version if model else None,
+            model=manifest.name if manifest else None,
+            model_version=manifest.version if manifest else None,
         )
 
-    def _with_request_id(self, scope: Scope, send: Send) -> Send:
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
         """`send` with the headers that every response carries."""
         request_id = request_id_of(dict(scope["headers"])).encode()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
-                if self.predictor.leaving:
+                if self.lifecycle.draining:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
         return send_with_headers
+
+
+async def _call_hooks(scope: Scope) -> None:
+    for hook in HOOKS:
+        await hook(HTTPConnection(scope))
+
+
+async def _send(send: Send, response: Response) -> None:
+    headers = [
+        (b"content-type", response.content_type),
+        (b"content-length", b"%d" % len(response.body)),
+        *response.headers,
+    ]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})

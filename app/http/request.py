@@ -1,65 +1,53 @@
-"""One HTTP exchange of the inference path: its headers, its body within limits, its deadline, a client that leaves.
+"""One inference request over ASGI: its headers, its body within limits, its deadline, a client that leaves.
 
-Speaks ASGI directly. Never looks into a body.
+Never looks into a body.
 """
 
 import asyncio
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+import zlib
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope
 
 from app.batching.deadlines import Deadlines
-from app.errors import BodyTimeout, BodyTooLarge, ClientClosed, RequestError, Unavailable
-from app.predictor import Usage
+from app.errors import (
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    ClientClosed,
+    Invalid,
+    Unavailable,
+    UnsupportedMedia,
+)
+from app.predictor import Predictor, Usage
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Bodies being received at once, in units of the largest one allowed: bounds memory whatever clients send.
 MAX_BODIES = 32
-# The key in a scope's extensions of a `Connection`. Our own server gives it (see `app.http.connection`); under another
-# one ASGI's messages do the same, which costs more.
-CONNECTION = "sentiment_inference.connection"
+# Where in a scope's extensions our own server puts the connection, whose `on_lost` is called when the client leaves.
+# Under another server ASGI's messages say so, which costs more.
+CONNECTION = "app.connection"
+# zlib's window: gzip, and what HTTP calls deflate (with zlib's header).
+ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 T = TypeVar("T")
-_ENCODER = msgspec.json.Encoder()
 
 
-class Connection(Protocol):
-    """A client's connection; calls its `on_lost` when the client leaves."""
-
-    on_lost: Callable[[], None] | None
-
-    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Sends a whole response."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """A response: status, body, and headers as ASGI wants them (names in lower case)."""
-
-    status: int
-    body: bytes
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    content_type: bytes = b"application/json"
-
-
-def json_answer(content: Any, headers: list[tuple[bytes, bytes]] | None = None) -> Answer:
-    """`content` as JSON: anything that msgspec encodes."""
-    return Answer(200, _ENCODER.encode(content), headers or [])
-
-
-def error_answer(error: RequestError) -> Answer:
-    """The one shape of every error, `{"error": …}`, with the headers that its status asks for."""
-    headers = []
-    if error.retry_after_seconds is not None:
-        headers.append((b"retry-after", b"%d" % error.retry_after_seconds))
-    if error.close:
-        headers.append((b"connection", b"close"))
-    return Answer(error.status, _ENCODER.encode({"error": str(error)}), headers)
+def decode_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+    """Raises BadRequest for what is not JSON, Invalid for JSON of another shape. Neither message quotes the body."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        detail = str(error) if isinstance(error, msgspec.DecodeError) else "not UTF-8"
+        raise BadRequest(f"body: {detail}") from None
+    except RecursionError:
+        raise BadRequest("body: nested too deeply") from None
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
@@ -70,7 +58,7 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
 
 
 class RequestLimits:
-    """What all exchanges have together: limits, bytes of bodies held at once, deadlines, the event loop."""
+    """What all requests share: limits, bytes of bodies held at once, deadlines."""
 
     def __init__(self, max_body_bytes: int, timeout_seconds: float) -> None:
         self.max_body_bytes = max_body_bytes
@@ -78,44 +66,25 @@ class RequestLimits:
         self.held_bytes = 0
         self.timeout_seconds = timeout_seconds
         self.deadlines = Deadlines()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Looked up once: before Python 3.12 each look-up is a system call."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        return self._loop
+        self.loop: asyncio.AbstractEventLoop | None = None
 
 
 class InferenceRequest:
-    """One inference request. `deadline` is on the clock of `time.monotonic()`, seconds."""
+    """`deadline` is on the clock of `time.monotonic()`, seconds. `predictor`: from when the request is admitted."""
 
     __slots__ = (
-        "_common",
-        "_expired",
-        "_gone",
-        "_receive",
-        "_task",
-        "body_bytes",
-        "connection",
-        "deadline",
-        "error",
-        "headers",
-        "id",
-        "path_params",
-        "route",
-        "slot",
-        "started",
-        "status",
-        "usage",
-    )
+        "_client_left", "_expired", "_limits", "_loop", "_receive", "_task", "body_bytes", "connection", "deadline",
+        "error", "headers", "id", "path_params", "predictor", "route", "slot", "started", "status", "usage",
+    )  # fmt: skip
+
+    predictor: Predictor
 
     def __init__(
-        self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str | None], common: RequestLimits
+        self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str], limits: RequestLimits
     ) -> None:
+        """route: its metric label."""
         self.started = time.monotonic()
-        self.deadline = self.started + common.timeout_seconds
+        self.deadline = self.started + limits.timeout_seconds
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.id = request_id_of(self.headers)
         self.route = route
@@ -125,13 +94,16 @@ class InferenceRequest:
         self.body_bytes = 0
         self.usage = Usage()
         self.slot = 0
-        self.connection: Connection | None = scope.get("extensions", {}).get(CONNECTION)
+        self.connection: Any = scope.get("extensions", {}).get(CONNECTION)
         self._receive = receive
-        self._common = common
-        task = asyncio.current_task(common.loop)
+        self._limits = limits
+        if limits.loop is None:  # looked up once: before Python 3.12 each look-up is a system call
+            limits.loop = asyncio.get_running_loop()
+        self._loop = limits.loop
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
-        self._gone = False
+        self._client_left = False
         self._expired = False
 
     def header(self, name: bytes) -> str | None:
@@ -139,27 +111,51 @@ class InferenceRequest:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def require_json(self) -> None:
+        """Raises UnsupportedMedia unless the content type is JSON."""
+        kind = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise UnsupportedMedia("content-type: expected application/json")
+
+    def model_headers(self) -> list[tuple[bytes, bytes]]:
+        """`X-Model` and `Server-Timing` of an answer."""
+        usage, manifest = self.usage, self.predictor.model.artifact.manifest
+        timing = b"queue;dur=%.3f, inference;dur=%.3f" % (usage.queue_seconds * 1e3, usage.inference_seconds * 1e3)
+        return [(b"x-model", f"{manifest.name}/{manifest.version}".encode()), (b"server-timing", timing)]
+
     async def body(self) -> bytes:
-        """The whole body. Raises BodyTooLarge before it is in memory, BodyTimeout at the deadline, ClientClosed,
+        """The whole body, unpacked if it came packed. Raises BodyTooLarge before it is in memory, BodyTimeout at the
+        deadline, ClientClosed, UnsupportedMedia for an encoding that is not known, BadRequest for one that is broken,
         Unavailable when too many bodies are arriving at once."""
-        common = self._common
+        limits = self._limits
         declared = self.headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > common.max_body_bytes:
-            raise BodyTooLarge(f"body: expected at most {common.max_body_bytes} bytes, declared {int(declared)}")
-        common.deadlines.add(common.loop, self, self.deadline)
+        if declared.isdigit() and int(declared) > limits.max_body_bytes:
+            raise BodyTooLarge(f"body: expected at most {limits.max_body_bytes} bytes, declared {int(declared)}")
+        encoding = (self.header(b"content-encoding") or "identity").lower()
+        if encoding not in ENCODINGS and encoding != "identity":
+            raise UnsupportedMedia(f"content-encoding: expected one of identity, {', '.join(ENCODINGS)}")
+        unpack = _Unpacked(ENCODINGS[encoding], limits.max_body_bytes) if encoding in ENCODINGS else None
+        limits.deadlines.add(self._loop, self, self.deadline)
         chunks: list[bytes] = []
+        held_bytes = 0
         try:
             more = True
             while more:
                 chunk, more = self._accept(await self._receive())
+                if unpack is not None:
+                    chunk = unpack(chunk, more)
+                held_bytes += len(chunk)
+                limits.held_bytes += len(chunk)
+                if limits.held_bytes > limits.max_total_bytes:
+                    raise Unavailable("too many bodies at once", "memory", close=True)
                 chunks.append(chunk)
         except asyncio.CancelledError:
             if self._expired and not self._task.uncancel():
                 raise BodyTimeout("body: not received before the deadline") from None
             raise
         finally:
-            common.deadlines.discard(self)
-            common.held_bytes -= self.body_bytes
+            limits.deadlines.discard(self)
+            limits.held_bytes -= held_bytes
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def expire(self) -> None:
@@ -171,26 +167,22 @@ class InferenceRequest:
         if message["type"] == "http.disconnect":
             raise ClientClosed("the client left before its body was read")
         chunk: bytes = message.get("body", b"")
-        common = self._common
         self.body_bytes += len(chunk)
-        common.held_bytes += len(chunk)
-        if self.body_bytes > common.max_body_bytes:
-            raise BodyTooLarge(f"body: expected at most {common.max_body_bytes} bytes, received more")
-        if common.held_bytes > common.max_total_bytes:
-            raise Unavailable("too many bodies at once", "memory", close=True)
+        if self.body_bytes > self._limits.max_body_bytes:
+            raise BodyTooLarge(f"body: expected at most {self._limits.max_body_bytes} bytes, received more")
         return chunk, message.get("more_body", False)
 
-    async def unless_gone(self, work: Awaitable[T]) -> T:
+    async def unless_client_leaves(self, work: Awaitable[T]) -> T:
         """The result of `work`; cancels it and raises ClientClosed when the client leaves first."""
         watcher = None
         if self.connection is not None:
-            self.connection.on_lost = self._leave
+            self.connection.on_lost = self._on_client_left
         else:
-            watcher = self._common.loop.create_task(self._watch())
+            watcher = self._loop.create_task(self._watch())
         try:
             return await work
         except asyncio.CancelledError:
-            if self._gone and not self._task.uncancel():
+            if self._client_left and not self._task.uncancel():
                 raise ClientClosed("the client left before it was answered") from None
             raise
         finally:
@@ -202,8 +194,30 @@ class InferenceRequest:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             continue
-        self._leave()
+        self._on_client_left()
 
-    def _leave(self) -> None:
-        self._gone = True
+    def _on_client_left(self) -> None:
+        self._client_left = True
         self._task.cancel()
+
+
+class _Unpacked:
+    """A packed body, chunk by chunk; never more than `max_bytes` in memory, however small it came."""
+
+    def __init__(self, window: int, max_bytes: int) -> None:
+        self._stream = zlib.decompressobj(window)
+        self._max_bytes = max_bytes
+        self._left = max_bytes
+
+    def __call__(self, chunk: bytes, more: bool) -> bytes:
+        stream = self._stream
+        try:
+            data = stream.decompress(chunk, self._left + 1)
+        except zlib.error:
+            raise BadRequest("body: not packed as content-encoding says") from None
+        self._left -= len(data)
+        if self._left < 0:
+            raise BodyTooLarge(f"body: expected at most {self._max_bytes} bytes, unpacked to more")
+        if stream.unused_data or (not more and not stream.eof):
+            raise BadRequest("body: not packed as content-encoding says")
+        return data

@@ -11,10 +11,9 @@ import uvicorn
 
 from app.errors import ConfigError
 from app.http.connection import HttpProtocol
-from app.http.middleware import InFlightRequests
-from app.predictor import Predictor
+from app.lifecycle import Lifecycle
 from app.settings import Settings
-from app.telemetry import logging as logs
+from app.telemetry import logging
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
@@ -24,22 +23,11 @@ BACKLOG = 65535
 SWITCH_SECONDS = 0.0005
 
 
-def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
-    """Listening sockets, all on one address; the kernel deals connections out to several of them.
-
-    Raises ConfigError naming the address if it cannot be had.
-    """
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError naming the address if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        # The address must be nobody else's, which those that share it would not notice.
-        first = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        if count == 1:
-            return [first]
-        address = first.getsockname()
-        first.close()
-        return [
-            socket.create_server(address[:2], family=family, backlog=BACKLOG, reuse_port=True) for _ in range(count)
-        ]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, TypeError) as error:  # TypeError: no encoding of a host name has these characters
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {reason}") from None
@@ -70,22 +58,11 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        predictor: Predictor,
-        in_flight: InFlightRequests,
-        settings: Settings,
-        *,
-        insist: bool = True,
-    ) -> None:
-        """insist: whether a second signal stops without waiting."""
-        super().__init__(config)
-        self._insist = insist
-        self._predictor = predictor
-        self._traffic = in_flight
-        self._delay = settings.drain_delay_seconds
-        self._timeout = settings.drain_timeout_seconds
+    def __init__(self, app: object, lifecycle: Lifecycle, settings: Settings) -> None:
+        super().__init__(uvicorn_config(app))
+        self._lifecycle = lifecycle
+        self._delay_seconds = settings.drain_delay_seconds
+        self._timeout_seconds = settings.drain_timeout_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
 
@@ -98,7 +75,7 @@ class Server(uvicorn.Server):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.run(sockets=[sock])
-        sys.stdout.flush()
+        logging.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
         os._exit(0)
 
@@ -109,7 +86,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
-        if self._loop is None or (self._drain is not None and self._insist):
+        if self._loop is None or self._drain is not None:
             self.should_exit = self.force_exit = True
             return
         # A signal may interrupt anything, metrics' locks included: only the loop may act on it.
@@ -120,14 +97,14 @@ class Server(uvicorn.Server):
             self._drain = asyncio.create_task(self._drain_then_stop())
 
     async def _drain_then_stop(self) -> None:
-        log = logs.logger()
-        self._predictor.leave()
-        log.info("draining", in_flight=self._traffic.in_flight)
+        lifecycle, log = self._lifecycle, logging.logger()
+        lifecycle.drain()
+        log.info("draining", in_flight=lifecycle.in_flight)
         # Clients with open connections learn from each answer that it is the last on its connection.
-        await asyncio.sleep(self._delay)
-        self._predictor.drain()
-        if not await self._traffic.idle(self._timeout):
-            log.warning("drain timeout", in_flight=self._traffic.in_flight)
+        await asyncio.sleep(self._delay_seconds)
+        lifecycle.refuse()
+        if not await lifecycle.idle(self._timeout_seconds):
+            log.warning("drain timeout", in_flight=lifecycle.in_flight)
             for task in self.server_state.tasks:
                 task.cancel()  # each is answered 503
         self.should_exit = True

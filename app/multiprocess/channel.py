@@ -1,4 +1,4 @@
-"""Messages between the engine and a front end, over a socket pair, each end on its event loop.
+"""Messages between the engine and an HTTP worker, over a socket pair, each end on its event loop.
 
 A frame is a length and a MessagePack list of all messages of one turn of the loop, so that a busy loop pays for a
 system call and a wake-up of the other side once a turn, not once a message.
@@ -15,14 +15,15 @@ import numpy as np
 from msgspec import Struct
 
 from app.batching.admission import Limits, QueueState
-from app.multiprocess.totals import Snapshot
+from app.multiprocess.metrics import Snapshot
+from app.runtime.session import Provider
 
 LENGTH_BYTES = 4
 ARRAY = 1
 
 
 class Unit(NamedTuple):
-    """As `app.runtime.tasks.task.Encoded`, with a key that can be read back."""
+    """As `app.runtime.tasks.Encoded`, with a key that can be read back."""
 
     payload: Any
     length: int
@@ -32,7 +33,7 @@ class Unit(NamedTuple):
 
 
 class Submit(Struct, array_like=True, tag=1):
-    """Front end: run these units. deadline: on the clock of `time.monotonic()`, which processes share."""
+    """Worker: run these units. deadline: on the clock of `time.monotonic()`, which processes share."""
 
     id: int
     units: list[Unit]
@@ -40,13 +41,13 @@ class Submit(Struct, array_like=True, tag=1):
 
 
 class Cancel(Struct, array_like=True, tag=2):
-    """Front end: nobody waits for this any more."""
+    """Worker: nobody waits for this any more."""
 
     id: int
 
 
 class Ready(Struct, array_like=True, tag=3):
-    """Front end: has the model's tokenizer and schema, may answer."""
+    """Worker: has the model's tokenizer and schema, may answer."""
 
 
 class Done(Struct, array_like=True, tag=4):
@@ -79,21 +80,19 @@ class Serve(Struct, array_like=True, tag=7):
     """Engine: the model has passed the gate."""
 
     digest: str
-    provider: str
+    provider: Provider
     limits: Limits
-    batch_rows: int
-    batch_tokens: int
 
 
 class State(Struct, array_like=True, tag=8):
     """Engine: what waits, and why no progress can be made if so. Comes when it changes, and as a sign of life."""
 
-    waiting: QueueState
+    queue: QueueState
     stuck: str | None
 
 
 class Ask(Struct, array_like=True, tag=9):
-    """Front end: a snapshot of all processes, please. Engine: of you."""
+    """Worker: a snapshot of all processes, please. Engine: of you."""
 
     id: int
 
@@ -130,7 +129,6 @@ class Channel(asyncio.Protocol):
         self._on_lost = on_lost
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
         self._decoder = msgspec.msgpack.Decoder(list[Message], ext_hook=_decode_other)
-        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._asked: dict[int, asyncio.Future[Snapshot]] = {}
         self._ids = itertools.count()
@@ -140,13 +138,13 @@ class Channel(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Sends at the end of this turn of the event loop; silently nothing once the other side is gone."""
         if not self._unsent:
-            self._loop.call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(message)
 
     async def ask(self, timeout_seconds: float) -> Snapshot:
         """The other side's answer to Ask. Raises TimeoutError."""
         number = next(self._ids)
-        answer = self._asked[number] = self._loop.create_future()
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self.send(Ask(number))
         try:
             return await asyncio.wait_for(answer, timeout_seconds)

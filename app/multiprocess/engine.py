@@ -1,6 +1,6 @@
-"""The engine of a server with several HTTP processes: one queue, one session, and a link to each front end.
+"""The engine of a server with several HTTP processes: one queue, one session, and a channel to each HTTP worker.
 
-Each worker end listens on a socket of its own on the same address. If one ends unasked, the others drain and the whole
+Each worker listens on a socket of its own on the same address. If one ends unasked, the others drain and the whole
 server ends with an error: whoever started it starts it again, whole.
 """
 
@@ -16,12 +16,11 @@ from typing import NoReturn
 
 import uvloop
 
-from app.batching.admission import PendingRequest
-from app.batching.batcher import Batcher
-from app.ending import exit_process
+from app import __version__
+from app.batching.queue import PendingRequest
 from app.errors import RequestError, StartupError
-from app.http.server import SWITCH_SECONDS
-from app.lifecycle import limits_of, log_ready, start_loading
+from app.http.server import BACKLOG, SWITCH_SECONDS, listen
+from app.lifecycle import Lifecycle, exit_process, or_exit
 from app.multiprocess.channel import (
     Ask,
     Cancel,
@@ -36,25 +35,50 @@ from app.multiprocess.channel import (
     State,
     Submit,
 )
-from app.multiprocess.totals import MetricsSource, Snapshot, add_up
+from app.multiprocess.metrics import Snapshot, add_up
 from app.predictor import Predictor
-from app.runtime.model import Model
 from app.settings import Settings
-from app.telemetry import logging as logs
+from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics
 
 TICK_SECONDS = 0.01
 SIGN_OF_LIFE_SECONDS = 1.0
 ASK_SECONDS = 2.0
-# Beyond its own drain, a front end's last seconds.
+# Beyond its own drain, a worker's last seconds.
 GRACE_SECONDS = 3.0
-EXIT_FRONT_LOST = 1
+EXIT_WORKER_LOST = 1
+
+
+def serve_with_http_processes(settings: Settings) -> NoReturn:
+    """Serves until SIGTERM or SIGINT, then ends the process."""
+    metrics = Metrics(())
+    logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
+    sockets = or_exit(_listen, settings)
+    port = sockets[0].getsockname()[1]
+    logging.logger().info("listening", host=settings.host, port=port, version=__version__)
+    # As for the one process that does it all: a runner with a result must not wait long for a busy loop.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    code = uvloop.run(Engine(settings, metrics).run(sockets))
+    logging.flush()
+    # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
+    os._exit(code)
+
+
+def _listen(settings: Settings) -> list[socket.socket]:
+    """A listening socket for each worker, all on one address; the kernel deals connections out to them."""
+    # The address must be nobody else's, which those that share it would not notice.
+    with listen(settings.host, settings.port) as first:
+        family, address = first.family, first.getsockname()[:2]
+    return [
+        socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=True)
+        for _ in range(settings.http_processes)
+    ]
 
 
 @dataclass(slots=True, eq=False)
-class HttpWorker:
-    """A front end as the engine sees it."""
+class Worker:
+    """An HTTP worker as the engine sees it."""
 
     process: asyncio.subprocess.Process
     pending: dict[int, PendingRequest] = field(default_factory=dict)
@@ -65,112 +89,110 @@ class HttpWorker:
 class Engine:
     """`run()` is its life."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
-        self._predictor = Predictor(metrics := Metrics())
-        self._totals = MetricsSource(metrics, self._predictor)
-        self._workers: list[HttpWorker] = []
-        self._batcher: Batcher | None = None
-        self._model: Model | None = None
+        self._metrics = metrics
+        self._lifecycle = Lifecycle(settings, metrics)
+        self._workers: list[Worker] = []
+        # From when the model has passed the gate; it serves once every worker is ready.
+        self._predictor: Predictor | None = None
         self._answering: set[asyncio.Task[None]] = set()
-        self._leaving = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._exit_code = 0
 
     async def run(self, sockets: list[socket.socket]) -> int:
-        """Starts a front end for each listening socket, serves them, and returns the exit code after a signal."""
+        """Starts a worker for each listening socket, serves them, and returns the exit code after a signal."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave)
+            loop.add_signal_handler(number, self._stop)
         try:
             for sock in sockets:
                 self._workers.append(await self._start(sock))
         except OSError as error:  # no more processes
             exit_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
-        start_loading(self._settings, self._predictor, exit_process, self._serve)
-        gpu = GpuSampler.start(self._totals.metrics.registry) if self._settings.provider != "cpu" else None
+        self._lifecycle.load(self._on_loaded)
+        gpu = GpuSampler.start(self._metrics.registry) if self._settings.provider != "cpu" else None
         watching = [asyncio.create_task(self._watch(worker)) for worker in self._workers]
         ticking = asyncio.create_task(self._tick())
-        await self._leaving.wait()
+        await self._stopping.wait()
         await self._drain(watching)
         ticking.cancel()
-        self._predictor.close()
+        self._lifecycle.close()
         if gpu is not None:
             gpu.stop()
         return self._exit_code
 
-    async def _start(self, listening: socket.socket) -> HttpWorker:
+    async def _start(self, listening: socket.socket) -> Worker:
         ours, theirs = socket.socketpair()
-        # A session of its own: Ctrl-C in a terminal is for the engine, which tells the front ends.
+        # A session of its own: Ctrl-C in a terminal is for the engine, which tells the workers.
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "app.multiprocess.http_worker", str(listening.fileno()), str(theirs.fileno()),
             pass_fds=(listening.fileno(), theirs.fileno()), start_new_session=True,
         )  # fmt: skip
         listening.close()
         theirs.close()
-        worker = HttpWorker(process)
+        worker = Worker(process)
         # Its end is noticed by the end of its process.
         loop, hear = asyncio.get_running_loop(), partial(self._hear, worker)
         _, worker.channel = await loop.create_unix_connection(partial(Channel, hear, lambda: None), sock=ours)
         return worker
 
-    def _leave(self) -> None:
-        """The first signal: the front ends drain, and then the engine. The second: all stop without waiting."""
+    def _stop(self) -> None:
+        """The first signal: the workers drain, and then the engine. The second: all stop without waiting."""
         for worker in self._workers:
             if worker.process.returncode is None:
-                worker.process.send_signal(signal.SIGKILL if self._leaving.is_set() else signal.SIGTERM)
-        self._predictor.leave()
-        self._leaving.set()
+                worker.process.send_signal(signal.SIGKILL if self._stopping.is_set() else signal.SIGTERM)
+        self._lifecycle.drain()
+        self._stopping.set()
 
-    async def _watch(self, worker: HttpWorker) -> None:
+    async def _watch(self, worker: Worker) -> None:
         code = await worker.process.wait()
-        for pending in worker.pending.values():
+        for pending in list(worker.pending.values()):
             pending.future.cancel()
-        if not self._leaving.is_set():
-            logs.logger().error("a worker end ended", process_id=worker.process.pid, code=code)
-            self._exit_code = code if code > 0 else EXIT_FRONT_LOST
-            self._leave()
+        if not self._stopping.is_set():
+            logging.logger().error("an HTTP worker ended", process_id=worker.process.pid, code=code)
+            self._exit_code = code if code > 0 else EXIT_WORKER_LOST
+            self._stop()
 
     async def _drain(self, watching: list[asyncio.Task[None]]) -> None:
         seconds = self._settings.drain_delay_seconds + self._settings.drain_timeout_seconds + GRACE_SECONDS
         _, left = await asyncio.wait(watching, timeout=seconds)
         if left:
-            logs.logger().warning("drain timeout", front_ends=len(left))
+            logging.logger().warning("drain timeout", http_workers=len(left))
         for worker in self._workers:
             if worker.process.returncode is None:
                 worker.process.kill()
 
-    def _serve(self, model: Model, batcher: Batcher) -> None:
-        """The model has passed the gate."""
-        self._model, self._batcher = model, batcher
-        limits = limits_of(self._settings, model)
-        served = Serve(model.artifact.digest, model.session.provider, limits, model.batch_rows, model.batch_tokens)
+    def _on_loaded(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        model = predictor.model
+        self._tell(Serve(model.artifact.digest, model.provider, predictor.batcher.limits))
+
+    def _tell(self, message: Message) -> None:
         for worker in self._workers:
-            worker.channel.send(served)
+            worker.channel.send(message)
 
     async def _tick(self) -> None:
-        """Tells the front ends what has changed."""
+        """Tells the workers what has changed."""
+        lifecycle = self._lifecycle
         told_stage, told_state, told_at = "", None, 0.0
         while True:
-            ready = all(worker.ready for worker in self._workers)
-            stage = self._predictor.stage
-            # A front end drains when it is told to by signal, and not half before.
-            if stage not in (told_stage, "draining") and (ready or stage != "ready"):
-                told_stage = stage
-                for worker in self._workers:
-                    worker.channel.send(Stage(stage))
-                if stage == "ready":
-                    assert self._model is not None
-                    log_ready(self._settings, self._model)
-            if self._batcher is not None:
-                state = State(self._batcher.waiting(), self._batcher.stuck())
-                now = time.monotonic()
+            announced = lifecycle.predictor is not None or lifecycle.draining
+            if self._predictor is not None and not announced and all(worker.ready for worker in self._workers):
+                lifecycle.announce(self._predictor)
+            # A worker drains when it is told to by signal, and not half before.
+            if lifecycle.stage not in (told_stage, "draining"):
+                told_stage = lifecycle.stage
+                self._tell(Stage(told_stage))
+            if self._predictor is not None:
+                batcher, now = self._predictor.batcher, time.monotonic()
+                state = State(batcher.state(), batcher.stuck())
                 if state != told_state or now - told_at > SIGN_OF_LIFE_SECONDS:
                     told_state, told_at = state, now
-                    for worker in self._workers:
-                        worker.channel.send(state)
+                    self._tell(state)
             await asyncio.sleep(TICK_SECONDS)
 
-    def _hear(self, worker: HttpWorker, message: Message) -> None:
+    def _hear(self, worker: Worker, message: Message) -> None:
         match message:
             case Submit():
                 self._submit(worker, message)
@@ -183,10 +205,10 @@ class Engine:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
 
-    def _submit(self, worker: HttpWorker, message: Submit) -> None:
-        assert self._batcher is not None
+    def _submit(self, worker: Worker, message: Submit) -> None:
+        assert self._predictor is not None
         try:
-            pending = self._batcher.submit(message.units, message.deadline)
+            pending = self._predictor.batcher.submit(message.units, message.deadline)
         except RequestError as error:
             worker.channel.send(failure(message.id, error))
             return
@@ -194,7 +216,7 @@ class Engine:
         pending.future.add_done_callback(partial(self._ended, worker, message.id, pending))
 
     def _ended(
-        self, worker: HttpWorker, number: int, pending: PendingRequest, future: "asyncio.Future[list[object]]"
+        self, worker: Worker, number: int, pending: PendingRequest, future: "asyncio.Future[list[object]]"
     ) -> None:
         worker.pending.pop(number, None)
         if future.cancelled():
@@ -206,26 +228,16 @@ class Engine:
             assert isinstance(error, RequestError)
             worker.channel.send(failure(number, error))
 
-    async def _answer(self, asking: HttpWorker, number: int) -> None:
+    async def _answer(self, asking: Worker, number: int) -> None:
         """Sends what all processes counted; without those that do not answer."""
         asked = [worker.channel.ask(ASK_SECONDS) for worker in self._workers if worker.process.returncode is None]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         parts = [answer for answer in answers if isinstance(answer, Snapshot)]
         if len(parts) < len(self._workers):
-            logs.logger().warning("a worker end does not answer", answered=len(parts), front_ends=len(self._workers))
-        asking.channel.send(Part(number, add_up([self._totals.snapshot(), *parts])))
+            logging.logger().warning("an HTTP worker does not answer", answered=len(parts), of=len(self._workers))
+        asking.channel.send(Part(number, add_up([Snapshot.of(self._metrics), *parts])))
 
 
 def failure(number: int, error: RequestError) -> Failed:
     """The error as a message."""
     return Failed(number, type(error).__name__, str(error), error.reason, error.retry_after_seconds, error.close)
-
-
-def serve_with_http_processes(settings: Settings, sockets: list[socket.socket]) -> NoReturn:
-    """Serves until SIGTERM or SIGINT, then ends the process."""
-    # As for the one process that does it all: a runner with a result must not wait long for a busy loop.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    code = uvloop.run(Engine(settings).run(sockets))
-    sys.stdout.flush()
-    # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
-    os._exit(code)

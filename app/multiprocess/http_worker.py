@@ -1,4 +1,4 @@
-"""A front end: `python -m app.multiprocess.http_worker LISTENING_FD LINK_FD`, started by the engine.
+"""An HTTP worker: `python -m app.multiprocess.http_worker LISTENING_FD CHANNEL_FD`, started by the engine.
 
 HTTP, tokens and tensors here; queue, batches and the model there.
 """
@@ -10,16 +10,20 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
-from app.ending import exit_process
+from app import NAME
 from app.errors import StartupError
-from app.http.app import assemble
-from app.http.server import Server, uvicorn_config
+from app.http.app import build_app
+from app.http.routes import LABELS
+from app.http.server import Server
+from app.lifecycle import Lifecycle, exit_process
 from app.multiprocess.channel import Ask, Channel, Done, Failed, Message, Part, Ready, Serve, Stage, State
-from app.multiprocess.remote import EngineMetrics, RemoteBatcher, open_remote
+from app.multiprocess.metrics import Snapshot
+from app.multiprocess.remote import EngineMetrics, RemoteBatcher, open_model
 from app.predictor import Predictor
 from app.settings import Settings, read_settings
-from app.telemetry import logging as logs
+from app.telemetry import logging
 from app.telemetry.metrics import Metrics
 
 EXIT_WITHOUT_ENGINE = 1
@@ -28,19 +32,14 @@ EXIT_WITHOUT_ENGINE = 1
 class HttpWorker:
     """What the engine says, done."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, lifecycle: Lifecycle) -> None:
         self._settings = settings
-        self.predictor = Predictor(metrics := Metrics())
-        self.totals = EngineMetrics(metrics, self.predictor)
+        self._metrics = metrics
+        self._lifecycle = lifecycle
         self._batcher: RemoteBatcher | None = None
+        self._predictor: Predictor | None = None
         self._opening: asyncio.Task[None] | None = None
-
-    async def connect(self, sock: socket.socket) -> None:
-        """Opens the link."""
-        loop = asyncio.get_running_loop()
-        _, self.totals.channel = await loop.create_unix_connection(
-            lambda: Channel(self._on_message, self._on_lost), sock=sock
-        )
+        self.channel = Channel(self._on_message, self._on_lost)
 
     def _on_message(self, message: Message) -> None:
         batcher = self._batcher
@@ -52,46 +51,59 @@ class HttpWorker:
             case State() if batcher is not None:
                 batcher.heard(message)
             case Stage():
-                self.predictor.stage = message.name
+                self._lifecycle.enter(message.name)
+                if message.name == "ready" and self._predictor is not None:
+                    self._lifecycle.serve(self._predictor)
             case Serve():
                 self._opening = asyncio.create_task(self._open(message))
             case Ask():
-                self.totals.channel.send(Part(message.id, self.totals.snapshot()))
+                self.channel.send(Part(message.id, Snapshot.of(self._metrics)))
 
     async def _open(self, served: Serve) -> None:
         try:
-            model = await asyncio.to_thread(open_remote, self._settings, served)
+            model = await asyncio.to_thread(open_model, self._settings, served)
         except StartupError as error:
             exit_process(error)
             raise
-        self._batcher = RemoteBatcher(self.totals.channel, served.limits)
-        self.predictor.use(model, served.limits, self._batcher)
+        self._batcher = RemoteBatcher(self.channel, served)
+        self._batcher.start()
+        self._predictor = Predictor(model, self._batcher, self._metrics.statistics)
         gc.freeze()
-        self.totals.channel.send(Ready())
+        self.channel.send(Ready())
 
     def _on_lost(self) -> None:
         # Before it is ready the engine says itself why it ends.
-        if self.predictor.ready:
-            print("sentiment-inference: the engine process has ended", file=sys.stderr, flush=True)
+        if self._lifecycle.ready:
+            print(f"{NAME}: the engine process has ended", file=sys.stderr, flush=True)
         os._exit(EXIT_WITHOUT_ENGINE)
+
+
+class WorkerServer(Server):
+    """A second signal is the same one, sent by the engine and by who ends all of a service. The engine kills."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drains, however often it is told to."""
+        if self._drain is None:
+            super().handle_exit(sig, frame)
 
 
 def main() -> None:
     """`python -m app.multiprocess.http_worker`: serves until SIGTERM, or until the engine ends."""
-    listening, channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    listening, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     settings = read_settings()
-    logs.configure(settings.log_level, settings.log_format)
-    worker = HttpWorker(settings)
+    metrics = Metrics(LABELS)
+    logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
+    lifecycle = Lifecycle(settings, metrics)
+    worker = HttpWorker(settings, metrics, lifecycle)
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        await worker.connect(channel)
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker.channel, sock=theirs)
         yield
-        worker.predictor.close()
+        lifecycle.close()
 
-    app = assemble(settings, worker.totals, lifespan)
-    # A second signal is the same one, sent by the engine and by who ends all of a service. The engine kills.
-    Server(uvicorn_config(app), worker.predictor, app.in_flight, settings, insist=False).run_and_exit(listening)
+    app = build_app(settings, lifecycle, EngineMetrics(metrics, worker.channel), lifespan)
+    WorkerServer(app, lifecycle, settings).run_and_exit(listening)
 
 
 if __name__ == "__main__":

@@ -1,86 +1,59 @@
-"""A front end's side of the link: a batcher that is in another process, a model that is run there."""
+"""The worker's side of the channel: a batcher whose queue is in the engine, a model that runs there, metrics of all."""
 
-import asyncio
-import itertools
 import time
-from collections.abc import Sequence
 from math import inf
-from typing import cast
+from typing import NoReturn, cast
 
 from app import errors
 from app.artifact.datatypes import Tensors
-from app.artifact.manifest import read_artifact, verify_files
-from app.batching import queue as rowqueue
-from app.batching.admission import Limits, PendingRequest, QueueState
-from app.batching.deadlines import Deadlines
+from app.artifact.integrity import verify_files
+from app.artifact.manifest import read_artifact
+from app.batching.admission import QueueState
+from app.batching.batcher import Batcher
+from app.batching.queue import PendingRequest
 from app.errors import RequestError, Unavailable
 from app.multiprocess.channel import Cancel, Channel, Done, Failed, Serve, State, Submit, Unit
-from app.multiprocess.totals import MetricsSource, Snapshot, render
-from app.predictor import Statistics
-from app.runtime.model import Model
-from app.runtime.tasks.task import open_task
+from app.multiprocess.metrics import Snapshot
+from app.runtime.session import Model
+from app.runtime.tasks import open_task
 from app.settings import Settings
+from app.telemetry.metrics import Metrics, MetricsSource, Statistics
 
 # The engine says something each second, so after this long it says nothing any more.
 SILENCE_SECONDS = 10.0
 ASK_SECONDS = 5.0
 
 
-class Elsewhere:
-    """A session in the engine. provider: "cpu" or "cuda", what is truly in use there."""
-
-    def __init__(self, provider: str) -> None:
-        self.provider = provider
-
-    def run(self, inputs: Tensors) -> Tensors:
-        """Never: the engine runs."""
-        raise NotImplementedError
-
-
-def open_remote(settings: Settings, served: Serve) -> Model:
-    """What a front end needs of the model that the engine serves. Raises ArtifactError, also when the artifact is not
-    the engine's any more."""
+def open_model(settings: Settings, served: Serve) -> Model:
+    """What a worker needs of the model that the engine serves. Raises ArtifactError, also when the artifact is not the
+    engine's any more."""
     artifact = read_artifact(settings.model_dir, served.digest)
     verify_files(artifact)
-    task = open_task(artifact, served.batch_rows)
-    return Model(artifact, Elsewhere(served.provider), task, served.batch_rows, served.batch_tokens)
+    limits = served.limits
+    task = open_task(artifact, limits.batch_rows)
+    return Model(artifact, task, served.provider, _engine_runs, limits.runners, limits.batch_rows, limits.batch_tokens)
 
 
-class RemoteBatcher:
-    """As `Batcher`, for one event loop; the link's messages come in through `done`, `failed`, `heard`."""
+def _engine_runs(_: Tensors) -> NoReturn:
+    raise NotImplementedError("the engine runs the model")
 
-    def __init__(self, channel: Channel, limits: Limits) -> None:
-        self._link = channel
-        self._limits = limits
-        self._loop = asyncio.get_running_loop()
-        self._ids = itertools.count()
-        self._pending: dict[int, PendingRequest] = {}
-        self._deadlines = Deadlines()
+
+class RemoteBatcher(Batcher):
+    """As `Batcher`, with queue and runners in the engine; its messages come in through `done`, `failed`, `heard`."""
+
+    def __init__(self, channel: Channel, served: Serve) -> None:
+        super().__init__(_nothing, served.limits, inf)
+        self._channel = channel
+        self._numbers: dict[PendingRequest, int] = {}
+        self._waiting: dict[int, PendingRequest] = {}
+        self._last_number = 0
         self._state = State(QueueState(0, 0, inf), None)
         self._heard = time.monotonic()
-        self._closed = False
+        self._runners = []
 
-    def submit(self, units: Sequence[rowqueue.Unit], deadline: float) -> PendingRequest:
-        """As `Batcher.submit`; what only the engine can know ends the ticket's future."""
-        self.admit(sum(unit.rows for unit in units), sum(unit.rows * unit.length for unit in units), deadline)
-        pending, number = PendingRequest(len(units), self._loop.create_future()), next(self._ids)
-        self._pending[number] = pending
-        self._deadlines.add(self._loop, pending, deadline)
-
-        def ended(_: object) -> None:
-            self._deadlines.discard(pending)
-            if self._pending.pop(number, None) is not None:
-                self._link.send(Cancel(number))
-
-        pending.future.add_done_callback(ended)
-        self._link.send(Submit(number, cast("list[Unit]", units), deadline))
-        return pending
-
-    def admit(self, rows: int = 1, tokens: int = 0, deadline: float = inf, late_seconds: float = 0.0) -> None:
-        """As `Batcher.admit`, by what the engine last said; it looks again itself."""
-        if self._closed:
-            raise Unavailable("shutting down", "draining", close=True)
-        self._state.waiting.admit(self._limits, rows, tokens, deadline, late_seconds)
+    def state(self) -> QueueState:
+        """What the engine last said; it looks again itself."""
+        return self._state.queue
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: as the engine says, or because it does not."""
@@ -89,12 +62,22 @@ class RemoteBatcher:
             return f"the engine process has said nothing for {silent:.0f} s"
         return self._state.stuck
 
-    def close(self) -> None:
+    def close(self, timeout_seconds: float = 0.0) -> None:
         """Fails what still waits."""
-        self._closed = True
-        for pending in list(self._pending.values()):
+        super().close(timeout_seconds)
+        for pending in list(self._waiting.values()):
             if not pending.future.done():
                 pending.future.set_exception(Unavailable("shutting down", "draining", close=True))
+
+    def _enqueue(self, pending: PendingRequest) -> None:
+        self._last_number += 1
+        self._numbers[pending], self._waiting[self._last_number] = self._last_number, pending
+        self._channel.send(Submit(self._last_number, cast("list[Unit]", pending.units), pending.deadline))
+
+    def _withdraw(self, pending: PendingRequest) -> None:
+        number = self._numbers.pop(pending, None)
+        if number is not None and self._waiting.pop(number, None) is not None:
+            self._channel.send(Cancel(number))
 
     def heard(self, state: State) -> None:
         """The engine's state."""
@@ -102,16 +85,27 @@ class RemoteBatcher:
 
     def done(self, message: Done) -> None:
         """A request's results."""
-        pending = self._pending.pop(message.id, None)
-        if pending is not None and not pending.future.done():
+        pending = self._answered(message.id)
+        if pending is not None:
             pending.dispatched, pending.finished, pending.missing = message.dispatched, message.finished, 0
             pending.future.set_result(message.results)
 
     def failed(self, message: Failed) -> None:
         """A request's error."""
-        pending = self._pending.pop(message.id, None)
-        if pending is not None and not pending.future.done():
+        pending = self._answered(message.id)
+        if pending is not None:
             pending.future.set_exception(rebuilt(message))
+
+    def _answered(self, number: int) -> PendingRequest | None:
+        pending = self._waiting.pop(number, None)
+        if pending is None:
+            return None
+        self._numbers.pop(pending, None)
+        return None if pending.future.done() else pending
+
+
+def _nothing(_: object) -> NoReturn:
+    raise NotImplementedError("the engine runs the model")
 
 
 def rebuilt(message: Failed) -> RequestError:
@@ -123,20 +117,22 @@ def rebuilt(message: Failed) -> RequestError:
 
 
 class EngineMetrics(MetricsSource):
-    """Of all processes, from the engine."""
+    """Of all processes, from the engine. Both raise Unavailable if it does not answer."""
 
-    channel: Channel
+    def __init__(self, metrics: Metrics, channel: Channel) -> None:
+        super().__init__(metrics)
+        self._channel = channel
 
     async def render(self) -> bytes:
-        """Prometheus text. Raises Unavailable if the engine does not answer."""
-        return render(await self._all())
+        """Prometheus text format."""
+        return (await self._all()).render()
 
     async def statistics(self) -> Statistics:
-        """The protocol's. Raises Unavailable if the engine does not answer."""
+        """Totals since start."""
         return (await self._all()).statistics
 
     async def _all(self) -> Snapshot:
         try:
-            return await self.channel.ask(ASK_SECONDS)
+            return await self._channel.ask(ASK_SECONDS)
         except TimeoutError:
             raise Unavailable("the engine process does not answer", "not_ready") from None

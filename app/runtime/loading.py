@@ -4,34 +4,37 @@ The server runs it in a thread before `/ready` answers 200; `python -m model.ver
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from app.artifact.datatypes import DATATYPES, Array, Tensors
-from app.artifact.manifest import MANIFEST, read_artifact, verify_files, verify_manifest
+from app.artifact.datatypes import Array
+from app.artifact.integrity import verify_files, verify_manifest
+from app.artifact.manifest import MANIFEST, TensorSpec, read_artifact
 from app.errors import ArtifactError
-from app.runtime.model import Model
-from app.runtime.session import BATCH_LIMITS, Session
-from app.runtime.tasks.task import Encoded, TensorTask, TextTask, open_task
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+from app.runtime.session import Model, Provider, Session
+from app.runtime.tasks import Encoded, GoldenCase, open_task
+from app.settings import cpu_quota
 
 MEASURED_RUNS = 3
+# What "auto" means: runners, rows and padded tokens of one run. On a CPU padding is the whole cost and a large batch
+# only adds latency; a GPU wants large ones.
+CUDA_RUNNERS = 2
+BATCH_LIMITS: dict[Provider, tuple[int, int]] = {"cpu": (8, 512), "cuda": (128, 16384)}
+Auto = Literal["auto"]
 
 
 def load_model(
     folder: Path,
     *,
     digest: str = "",
-    provider: str = "cpu",
-    max_batch_rows: int | Literal["auto"] = "auto",
-    max_batch_tokens: int | Literal["auto"] = "auto",
+    provider: Provider | Auto = "cpu",
+    runners: int | Auto = "auto",
+    max_batch_rows: int | Auto = "auto",
+    max_batch_tokens: int | Auto = "auto",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Model:
     """Takes the artifact in `folder` through every check, telling `on_stage` what it is at.
@@ -41,7 +44,7 @@ def load_model(
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(name: str) -> "Iterator[None]":
+    def stage(name: str) -> Iterator[None]:
         on_stage(name)
         started = time.monotonic()
         yield
@@ -53,17 +56,25 @@ def load_model(
     manifest = artifact.manifest
     with stage("loading"):
         path = artifact.path(manifest.model_file)
-        session = Session.open(path, provider)
-        session.check_schema(manifest.inputs, manifest.outputs)
+        auto = provider == "auto"
+        session = Session.open(path, "cuda" if provider == "auto" else provider, may_fall_back=auto)
+        found_inputs, found_outputs = session.specs()
+        check_schema(path, "input", manifest.inputs, found_inputs)
+        check_schema(path, "output", manifest.outputs, found_outputs)
         rows, tokens = BATCH_LIMITS[session.provider]
-        rows = rows if max_batch_rows == "auto" else max_batch_rows
-        tokens = tokens if max_batch_tokens == "auto" else max_batch_tokens
+        if max_batch_rows != "auto":
+            rows = max_batch_rows
+        if max_batch_tokens != "auto":
+            tokens = max_batch_tokens
+        if runners == "auto":
+            runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota()
         task = open_task(artifact, rows)
-    model = Model(artifact, session, task, rows, tokens)
+        model = Model(artifact, task, session.provider, session.run, runners, rows, tokens)
     with stage("warming"):
-        warm = _warm_text if isinstance(task, TextTask) else _warm_tensors
         try:
-            warm(model)
+            golden = task.golden()
+            _measure(model, *task.warm_up(rows, tokens))
+            _check_golden(model, golden)
         except ArtifactError:
             raise
         # Whatever a model raises on its own golden inputs means that it cannot serve.
@@ -76,71 +87,24 @@ def load_model(
     return model
 
 
-def _warm_text(model: Model) -> None:
-    task, manifest = model.task, model.artifact.manifest
-    assert isinstance(task, TextTask)
-    examples = manifest.golden.examples
-    units = task.encode([example.text for example in examples])
-    longest = min(task.max_tokens, max(1, model.batch_tokens // model.batch_rows))
-    _measure(model, [units[0]], [Encoded([task.pad_id] * longest, longest)] * model.batch_rows)
-    expected = np.array([example.probabilities for example in examples], np.float32)
-    if expected.shape != (len(examples), len(manifest.labels)):
-        where = model.artifact.folder / MANIFEST
-        raise ArtifactError(f"{where}: golden.examples: expected {len(manifest.labels)} probabilities in each")
-    # Alone and together: a row's answer must not depend on its neighbours or on padding.
-    order = sorted(range(len(units)), key=lambda index: units[index].length)
-    for size in (1, model.batch_rows):
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            found = np.stack(model.run([units[index].payload for index in part]))
-            for index, row in zip(part, found, strict=True):
-                _compare(model, f"golden.examples[{index}]", expected[index], row)
-
-
-def _warm_tensors(model: Model) -> None:
-    task, artifact = model.task, model.artifact
-    assert isinstance(task, TensorTask)
-    path = artifact.path(artifact.manifest.golden.file or "")
-    arrays = load_arrays(path)
-    inputs, outputs = ({n[len(p) :]: a for n, a in arrays.items() if n.startswith(p)} for p in ("input.", "output."))
-    for spec in artifact.manifest.inputs:
-        if spec.name not in inputs:
-            raise ArtifactError(f"{path}: expected an array input.{spec.name}, found {sorted(arrays)}")
-        inputs[spec.name] = as_model_input(inputs[spec.name], spec.datatype)
-    units = task.encode(inputs)
-    largest = [units[0]]
-    if task.batching:
-        one: Tensors = {name: array[:1] for name, array in inputs.items()}
-        tile = {name: np.repeat(array, model.batch_rows, axis=0) for name, array in one.items()}
-        largest = [Encoded(tile, 1, model.batch_rows)]
-        _measure(model, [units[0]._replace(payload=one, rows=1)], largest)
-    else:
-        _measure(model, units, units)
-    results: list[Tensors] = [model.run([unit.payload])[0] for unit in units]
-    found = task.join(results)
-    for name in found:
-        if name not in outputs:
-            raise ArtifactError(f"{path}: expected an array output.{name}, found {sorted(arrays)}")
-        _compare(model, f"output {name!r} of {path.name}", outputs[name], found[name])
-
-
-def load_arrays(path: Path) -> Tensors:
-    """The arrays of an .npz file, by name. Raises ArtifactError if it is none, or has pickles in it."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
-    # What a damaged file raises depends on where it is damaged.
-    except Exception as error:
-        raise ArtifactError(f"{path}: expected an .npz file without pickles: {type(error).__name__}") from None
-
-
-def as_model_input(array: Array, datatype: str) -> Array:
-    """The array in the dtype that ONNX Runtime takes for `datatype`: strings as Python objects."""
-    if datatype == "BYTES":
-        return array.astype(str).astype(object)
-    return array.astype(DATATYPES[datatype], copy=False)
+def check_schema(path: Path, kind: str, expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
+    """Raises ArtifactError unless the file at `path` has the manifest's names, datatypes, ranks and fixed sizes."""
+    names = [sorted(spec.name for spec in specs) for specs in (expected, found)]
+    if names[0] != names[1]:
+        raise ArtifactError(f"{path}: {kind}s: expected {names[0]} as in the manifest, found {names[1]}")
+    by_name = {spec.name: spec for spec in found}
+    for spec in expected:
+        other = by_name[spec.name]
+        fits = all(-1 in pair or pair[0] == pair[1] for pair in zip(spec.shape, other.shape, strict=False))
+        for what, mine, its in (
+            ("datatype", spec.datatype, other.datatype),
+            ("rank", len(spec.shape), len(other.shape)),
+            ("shape", spec.shape, spec.shape if fits else other.shape),
+        ):
+            if mine != its:
+                raise ArtifactError(
+                    f"{path}: {kind} {spec.name!r}: {what}: expected {mine} as in the manifest, found {its}"
+                )
 
 
 def _measure(model: Model, smallest: Sequence[Encoded], largest: Sequence[Encoded]) -> None:
@@ -162,6 +126,36 @@ def _measure(model: Model, smallest: Sequence[Encoded], largest: Sequence[Encode
     if many > few and long > short:
         seconds_per_token = (long - short) / (many - few)
         model.overhead_tokens = max(0.0, short / seconds_per_token - few)
+
+
+def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
+    """Every golden unit alone and then with others: an answer must not depend on neighbours or on padding."""
+    units = [unit for case in cases for unit in case.units]
+    for batch_rows in (1, model.batch_rows):
+        results = dict[int, object]()
+        for batch in _batches(units, batch_rows):
+            found = model.run([units[index].payload for index in batch])
+            results.update(zip(batch, found, strict=True))
+        start = 0
+        for case in cases:
+            part = [results[start + index] for index in range(len(case.units))]
+            start += len(case.units)
+            outputs = model.task.respond(case.units, part)
+            for name, expected in case.expected.items():
+                _compare(model, f"{case.where}: {name}", expected, outputs[name])
+
+
+def _batches(units: Sequence[Encoded], batch_rows: int) -> Iterator[list[int]]:
+    """Places of units that run together, of similar length, at most `batch_rows` rows."""
+    batch: list[int] = []
+    for index in sorted(range(len(units)), key=lambda index: units[index].length):
+        rows = sum(units[other].rows for other in batch) + units[index].rows
+        if batch and (rows > batch_rows or units[batch[0]].key != units[index].key):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _compare(model: Model, what: str, expected: Array, found: Array) -> None:

@@ -1,21 +1,22 @@
-"""One ONNX Runtime session: opens it on the provider that was asked for, checks its schema, runs it.
+"""One ONNX Runtime session, on the provider that was asked for; and the model it makes with an artifact and a task.
 
-The only module that imports ONNX Runtime. Knows nothing of requests or batches.
+The only module that imports ONNX Runtime, when it opens a session: a process that has none does not pay for it.
+Knows nothing of requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any
-
-import onnxruntime as ort
+from typing import Any, Literal
 
 from app.artifact.datatypes import ONNX_TYPES, Tensors
-from app.artifact.manifest import TensorSpec
+from app.artifact.manifest import Artifact, TensorSpec
 from app.errors import ArtifactError, ProviderError
+from app.runtime.tasks import Task
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# On a CPU padding is the whole cost and a large batch only adds latency; a GPU wants large ones.
-BATCH_LIMITS = {"cpu": (8, 512), "cuda": (128, 16384)}
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Session:
@@ -24,22 +25,24 @@ class Session:
     provider: "cpu" or "cuda", what is truly in use.
     """
 
-    def __init__(self, session: ort.InferenceSession, path: Path, provider: str, output_names: list[str]) -> None:
+    def __init__(self, session: Any, path: Path, provider: Provider, output_names: list[str]) -> None:
         self._session = session
         self._path = path
         self.provider = provider
         self.output_names = output_names
 
     @classmethod
-    def open(cls, path: Path, provider: str) -> "Session":
-        """Loads the model at `path` on `provider`: "cpu", "cuda", or "auto" (CUDA if it works, else CPU).
+    def open(cls, path: Path, provider: Provider, *, may_fall_back: bool = False) -> "Session":
+        """Loads the model at `path`. may_fall_back: on the CPU if `provider` does not work here.
 
-        Raises ProviderError if "cuda" is asked for and not truly in use, ArtifactError if the file does not load.
+        Raises ProviderError if `provider` is not truly in use and must be, ArtifactError if the file does not load.
         """
-        wanted = _providers(provider)
+        import onnxruntime as ort
+
+        wanted = _providers(ort, provider, may_fall_back)
         ort.set_default_logger_severity(4)
         try:
-            session = ort.InferenceSession(str(path), _options(), providers=wanted, enable_fallback=0)
+            session = ort.InferenceSession(str(path), _options(ort), providers=wanted, enable_fallback=0)
             # Here, because a name that is not UTF-8 fails only when it is read.
             output_names = [node.name for node in session.get_outputs()]
         # ONNX Runtime's exceptions share no base class below Exception.
@@ -47,12 +50,12 @@ class Session:
             raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
         # ONNX Runtime falls back to the CPU without an error when a provider fails to start (a missing driver, say).
         used = session.get_providers()
-        cuda = PROVIDERS["cuda"]
-        if provider == "cuda" and (not used or used[0] != cuda):
+        if used[:1] != [PROVIDERS[provider]] and not may_fall_back:
             raise ProviderError(
-                f"APP_PROVIDER=cuda: expected {cuda} first, found {used}; check the driver and libraries"
+                f"APP_PROVIDER={provider}: expected {PROVIDERS[provider]} first, found {used}; check the driver and "
+                "libraries"
             )
-        return cls(session, path, "cuda" if used[0] == cuda else "cpu", output_names)
+        return cls(session, path, "cuda" if used[0] == PROVIDERS["cuda"] else "cpu", output_names)
 
     def specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """The file's own inputs and outputs, -1 for dimensions that vary. Raises ArtifactError on other types."""
@@ -70,45 +73,47 @@ class Session:
             specs.append(TensorSpec(node.name, ONNX_TYPES[node.type], shape))
         return specs
 
-    def check_schema(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        """Raises ArtifactError unless the file has the manifest's names, datatypes, ranks and fixed sizes."""
-        found_inputs, found_outputs = self.specs()
-        for kind, expected, found in (("input", inputs, found_inputs), ("output", outputs, found_outputs)):
-            names = sorted(spec.name for spec in found)
-            if sorted(spec.name for spec in expected) != names:
-                listed = sorted(spec.name for spec in expected)
-                raise ArtifactError(f"{self._path}: {kind}s: expected {listed} as in the manifest, found {names}")
-            by_name = {spec.name: spec for spec in found}
-            for spec in expected:
-                other = by_name[spec.name]
-                if spec.datatype != other.datatype:
-                    raise _mismatch(self._path, kind, spec.name, "datatype", spec.datatype, other.datatype)
-                if len(spec.shape) != len(other.shape):
-                    raise _mismatch(self._path, kind, spec.name, "rank", len(spec.shape), len(other.shape))
-                if any(a != b and -1 not in (a, b) for a, b in zip(spec.shape, other.shape, strict=True)):
-                    raise _mismatch(self._path, kind, spec.name, "shape", spec.shape, other.shape)
-
     def run(self, inputs: Tensors) -> Tensors:
         """Every output of one run, by name. Raises what ONNX Runtime raises; its message may quote the input."""
         return dict(zip(self.output_names, self._session.run(None, inputs), strict=True))
 
 
-def _mismatch(path: Path, kind: str, name: str, what: str, expected: object, found: object) -> ArtifactError:
-    return ArtifactError(f"{path}: {kind} {name!r}: {what}: expected {expected} as in the manifest, found {found}")
+@dataclass(slots=True)
+class Model:
+    """An artifact, its task, and the session's `run` as `infer`; with what loading it found out. Times in seconds.
+
+    provider: what is truly in use. runners, batch_rows, batch_tokens: for that provider.
+    """
+
+    artifact: Artifact
+    task: Task
+    provider: Provider
+    infer: Callable[[Tensors], Tensors]
+    runners: int
+    batch_rows: int
+    batch_tokens: int
+    tokens_per_second: float = 1.0
+    overhead_tokens: float = inf
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    golden_error: float = 0.0
+
+    def run(self, payloads: Sequence[Any]) -> list[Any]:
+        """One batch, from payloads to results: the function that the batcher calls in its threads."""
+        return self.task.split(payloads, self.infer(self.task.assemble(payloads)))
 
 
-def _providers(provider: str) -> list[str]:
+def _providers(ort: Any, provider: Provider, may_fall_back: bool) -> list[str]:
     available = ort.get_available_providers()
-    if provider == "cpu" or (provider == "auto" and PROVIDERS["cuda"] not in available):
+    if provider == "cpu" or (may_fall_back and PROVIDERS[provider] not in available):
         return [PROVIDERS["cpu"]]
-    if PROVIDERS["cuda"] not in available:
-        raise ProviderError(f"APP_PROVIDER=cuda: this ONNX Runtime has only {available}; install the `gpu` extra")
+    if PROVIDERS[provider] not in available:
+        raise ProviderError(f"APP_PROVIDER={provider}: this ONNX Runtime has only {available}; install the `gpu` extra")
     # The CUDA libraries come as wheels beside this one; without this call only a system-wide CUDA would be found.
     ort.preload_dlls()
-    return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+    return [PROVIDERS[provider], PROVIDERS["cpu"]]
 
 
-def _options() -> ort.SessionOptions:
+def _options(ort: Any) -> Any:
     options = ort.SessionOptions()
     # Parallelism comes from runs side by side: one thread each scales better than one run on every core.
     options.intra_op_num_threads = 1

@@ -1,6 +1,11 @@
-"""Every metric of the service, declared once; incremented where the thing happens. Base units throughout."""
+"""Every metric of the service, declared once; incremented where the thing happens. Base units throughout.
 
-from collections.abc import Callable
+Knows nothing of what it counts: labels that come from routes are given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,17 +19,50 @@ from prometheus_client import (
 
 from app.errors import REJECT_REASONS, STATUSES
 
-ROUTES = ("/predict", "/predict/batch", "/v2/models/infer")
 STAGES = ("verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
 
 
-class Metrics:
-    """One registry per application, so that two applications in one process do not add up."""
+@dataclass(slots=True)
+class Statistics:
+    """Totals since start, for the Open Inference Protocol's statistics; times in seconds."""
 
-    def __init__(self) -> None:
+    succeeded: int = 0
+    succeeded_seconds: float = 0.0
+    failed: int = 0
+    failed_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+    rows: int = 0
+    runs: int = 0
+    last_unix_seconds: float = 0.0
+
+
+class Children(dict[Any, Any]):
+    """A metric's children by their labels (a tuple, or the one value there is). Those of `known` are there from the
+    start; another, as of a status that only a new route answers, comes when it is first counted."""
+
+    def __init__(self, metric: Any, known: Sequence[tuple[object, ...]]) -> None:
+        self._metric = metric
+        for labels in known:
+            self[labels if len(labels) > 1 else labels[0]]
+
+    def __missing__(self, key: Any) -> Any:
+        labels = key if isinstance(key, tuple) else (key,)
+        child = self[key] = self._metric.labels(*map(str, labels))
+        return child
+
+
+class Metrics:
+    """One registry per application, so that two applications in one process do not add up.
+
+    routes: the labels of inference routes.
+    """
+
+    def __init__(self, routes: Sequence[str]) -> None:
+        self.statistics = Statistics()
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -57,24 +95,29 @@ class Metrics:
         self.info = gauge(
             "model_info", "The model that is loaded.", "name", "version", "digest", "provider", "precision"
         )
-        for route in ROUTES:
-            self.duration.labels(route)
-            for status in STATUSES:
-                self.requests.labels(route, str(status))
-        for kind in ("real", "padding"):
-            self.tokens.labels(kind)
-        for reason in REJECT_REASONS:
-            self.rejected.labels(reason)
+        self.log_lines_dropped = counter("log_lines_dropped_total", "Log lines that standard output did not take.")
+        # Looking a child up by its labels costs more than counting on it.
+        self.durations = Children(self.duration, [(route,) for route in routes])
+        self.answered = Children(self.requests, [(route, status) for route in routes for status in STATUSES])
+        self.rejections = Children(self.rejected, [(reason,) for reason in REJECT_REASONS])
+        self.tokens_real, self.tokens_padding = self.tokens.labels("real"), self.tokens.labels("padding")
         for stage in STAGES:
             self.load.labels(stage)
 
-    def watch_queue(self, rows: Callable[[], int]) -> None:
-        """Reads the queue when scraped, so that the gauge cannot drift from it."""
-        self.queue_rows.set_function(rows)
 
-    def render(self) -> bytes:
+class MetricsSource:
+    """What a scrape and the protocol's statistics are answered from: this process."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    async def render(self) -> bytes:
         """Prometheus text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.metrics.registry)
+
+    async def statistics(self) -> Statistics:
+        """Totals since start."""
+        return self.metrics.statistics
 
 
 class GpuMetrics:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import TextTask
+from app.runtime.session import Model
 from app.settings import cpu_quota
 from loadtest.texts import sentences
 
@@ -25,7 +24,6 @@ WINDOW = 256
 def run(model: Model, texts: list[str], batch: int, seconds: float, *, tokenise: bool) -> dict[str, float]:
     """Sentences per second and CPU milliseconds per sentence, each runner sorting a window of texts at a time."""
     task = model.task
-    assert isinstance(task, TextTask)
     ready = [unit.payload for unit in task.encode(texts)]
     counts = []
     stop = time.monotonic() + seconds
@@ -64,7 +62,6 @@ def measure(folder: Path, seconds: float = SECONDS) -> dict[str, object]:
     bare = {batch: run(model, texts, batch, seconds, tokenise=False) for batch in BATCHES}
     best = max(bare, key=lambda batch: bare[batch]["per_second"])
     task = model.task
-    assert isinstance(task, TextTask)
     singles = []
     for text in texts[:400]:
         started = time.perf_counter()

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ import onnx
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from app.artifact.datatypes import Tensors
 from app.errors import StartupError
 from app.runtime.loading import load_model
-from app.runtime.model import Model, Runs
-from app.runtime.session import Session
-from app.runtime.tasks.task import TextTask
+from app.runtime.session import Model, Session
 from model.training.corpus import evaluation_sets
 from model.training.graph import build, weights_of
 
@@ -33,9 +33,7 @@ ROUNDS = 15
 
 def predict(model: Model, texts: list[str]) -> NDArray[np.int64]:
     """Index of the likelier label of each text, int64 [rows], in the order given."""
-    task = model.task
-    assert isinstance(task, TextTask)
-    units = task.encode(texts)
+    units = model.task.encode(texts)
     order = sorted(range(len(units)), key=lambda index: units[index].length)
     found = np.zeros(len(texts), np.int64)
     for start in tqdm(range(0, len(order), model.batch_rows), leave=False):
@@ -54,18 +52,18 @@ def accuracies(model: Model, data: Path) -> dict[str, dict[str, float]]:
     return result
 
 
-def rows_per_second(sessions: dict[str, Runs], length: int) -> dict[str, float]:
+def rows_per_second(sessions: dict[str, Callable[[Tensors], Tensors]], length: int) -> dict[str, float]:
     """Median over rounds of each session's speed at `ROWS` rows of `length` tokens, one thread, taken in turns so that
     a noisy machine disturbs all alike."""
     ids = np.random.default_rng(0).integers(1000, 20000, (ROWS, length))
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(ROUNDS):
-        for name, session in sessions.items():
-            session.run(inputs)
+        for name, run in sessions.items():
+            run(inputs)
             started = time.perf_counter()
-            session.run(inputs)
-            session.run(inputs)
+            run(inputs)
+            run(inputs)
             seconds[name].append((time.perf_counter() - started) / 2)
     return {name: ROWS / float(np.median(taken)) for name, taken in seconds.items()}
 
@@ -76,7 +74,7 @@ def speeds(model: Model) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "fp32.onnx"
         onnx.save(build(weights_of(onnx.load(path)), "fp32"), reference)
-        sessions = {"rows_per_second": model.session, "fp32_rows_per_second": Session.open(reference, "cpu")}
+        sessions = {"rows_per_second": model.infer, "fp32_rows_per_second": Session.open(reference, "cpu").run}
         result = {}
         for length in LENGTHS:
             taken = rows_per_second(sessions, length)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import app.ending
+from app import lifecycle
 from app.errors import StartupError
 from app.main import create_app
 from app.settings import Settings
@@ -162,9 +162,9 @@ def test_the_exit_code_survives_another_way_of_serving(settings, code, says):
 SERVE_WITH_LOG = """
 import sys
 from pathlib import Path
-import app.ending
+import app.lifecycle
 import app.main
-app.ending.TERMINATION_LOG = Path(sys.argv[1])
+app.lifecycle.TERMINATION_LOG = Path(sys.argv[1])
 app.main.main()
 """
 
@@ -210,7 +210,7 @@ def test_a_termination_log_that_cannot_be_written_changes_nothing_else(tmp_path)
 
 
 def test_the_termination_log_is_where_kubernetes_reads_it():
-    assert Path("/dev/termination-log") == app.ending.TERMINATION_LOG
+    assert Path("/dev/termination-log") == lifecycle.TERMINATION_LOG
 
 
 async def reason_of_the_end(folder: Path) -> StartupError:

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from app.batching.admission import Limits
 from app.main import create_app
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import Encoded, TextTask
+from app.runtime.session import Model
+from app.runtime.tasks.text_classification import Encoded, TextClassification
 from app.settings import Settings
 from app.telemetry import logging as logs
 from tests.process import BUNDLED, ServerProcess
@@ -313,7 +313,7 @@ class QuotingModel(Model):
         raise ValueError(SECRET_TEXT)
 
 
-class QuotingTask(TextTask):
+class QuotingTask(TextClassification):
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         try:
             raise KeyError(texts[0])

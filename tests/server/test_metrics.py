@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 
+from app.http.routes import LABELS
 from app.telemetry.metrics import GpuMetrics, Metrics
 from tests.process import BUNDLED, ServerProcess
 
@@ -31,15 +33,16 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "inference_runner_busy_seconds_total": ("counter", ()),
     "inference_rejected_total": ("counter", ("reason",)),
     "inference_request_bytes": ("histogram", ()),
+    "log_lines_dropped_total": ("counter", ()),
     "model_load_seconds": ("gauge", ("stage",)),
     "model_ready": ("gauge", ()),
     "model_info": ("gauge", ("name", "version", "digest", "provider", "precision")),
 }
 GPU_CONTRACT = ("gpu_utilization_ratio", "gpu_memory_used_bytes", "gpu_memory_total_bytes", "gpu_power_watts")
 ROUTES = ("/predict", "/predict/batch", "/v2/models/infer")
-CODES = ("200", "400", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
+CODES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 REASONS = (
-    *("invalid", "body_timeout", "body_too_large", "too_many_rows", "client_closed", "queue_full"),
+    *("invalid", "unauthorized", "body_timeout", "body_too_large", "too_many_rows", "client_closed", "queue_full"),
     *("late", "not_ready", "draining", "memory", "deadline"),
 )
 PATIENCE_SECONDS = 30
@@ -59,9 +62,13 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+def text_of(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
 @pytest.fixture(scope="module")
 def fresh() -> str:
-    return Metrics().render().decode()
+    return text_of(Metrics(LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,9 @@ def test_every_metric_of_the_contract_exists_with_its_type_and_a_description(fre
 
 def test_there_are_no_inference_or_model_metrics_beside_the_contract(fresh: str) -> None:
     names = {line.split()[2] for line in fresh.splitlines() if line.startswith("# TYPE ")}
-    ours = {name for name in names if name.startswith(("inference_", "model_", "gpu_")) and "_created" not in name}
+    ours = {
+        name for name in names if name.startswith(("inference_", "model_", "gpu_", "log_")) and "_created" not in name
+    }
     assert ours == set(CONTRACT)
 
 
@@ -131,25 +140,25 @@ def test_label_names_are_those_of_the_contract_and_their_values_are_closed(fresh
 
 def test_gpu_metrics_are_those_of_the_contract_and_only_there_with_a_gpu(fresh: str) -> None:
     assert "gpu_" not in fresh
-    metrics = Metrics()
+    metrics = Metrics(LABELS)
     GpuMetrics(metrics.registry)
-    text = metrics.render().decode()
+    text = text_of(metrics)
     for name in GPU_CONTRACT:
         assert f"# TYPE {name} gauge\n" in text
 
 
 def test_two_applications_in_one_process_do_not_add_up() -> None:
-    one, other = Metrics(), Metrics()
+    one, other = Metrics(LABELS), Metrics(LABELS)
     one.in_flight.inc()
-    assert parse(other.render().decode())[key("inference_requests_in_flight")] == 0
+    assert parse(text_of(other))[key("inference_requests_in_flight")] == 0
 
 
 def test_the_queue_gauge_is_read_when_scraped() -> None:
-    metrics, rows = Metrics(), [3]
-    metrics.watch_queue(lambda: rows[0])
-    assert parse(metrics.render().decode())[key("inference_queue_rows")] == 3
+    metrics, rows = Metrics(LABELS), [3]
+    metrics.queue_rows.set_function(lambda: rows[0])
+    assert parse(text_of(metrics))[key("inference_queue_rows")] == 3
     rows[0] = 0
-    assert parse(metrics.render().decode())[key("inference_queue_rows")] == 0
+    assert parse(text_of(metrics))[key("inference_queue_rows")] == 0
 
 
 # --- a running server -------------------------------------------------------------------------------------------------
@@ -160,7 +169,7 @@ def test_a_scrape_is_prometheus_text_with_the_process_in_it(server: ServerProces
     assert response.headers["content-type"].startswith("text/plain; version=")
     samples = parse(response.text)
     assert samples[key("process_resident_memory_bytes")] > 0
-    assert set(parse(Metrics().render().decode())) <= set(samples)
+    assert set(parse(text_of(Metrics(LABELS)))) <= set(samples)
 
 
 def test_the_model_is_described(server: ServerProcess) -> None:

@@ -44,6 +44,8 @@ class Faults:
 
     script: dict[str, list[str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    # Ends what hangs.
+    over: threading.Event = field(default_factory=threading.Event)
 
     def next(self, path: str) -> str:
         self.asked.append(path)
@@ -87,7 +89,7 @@ class Proxy(BaseHTTPRequestHandler):
             if fault == "hang":
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
-                time.sleep(30)
+                self.faults.over.wait()
             self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
         self.close_connection = fault != "pass"
 
@@ -175,8 +177,10 @@ def bucket(good) -> Iterator[str]:
 
 
 @pytest.fixture
-def faults() -> Faults:
-    return Faults()
+def faults() -> Iterator[Faults]:
+    faults = Faults()
+    yield faults
+    faults.over.set()
 
 
 @pytest.fixture
@@ -486,7 +490,17 @@ def test_an_address_of_no_known_kind_is_exit_code_2(tmp_path, url, says):
     assert says in failed(fetch(url, tmp_path / "model"), 2)
 
 
-@pytest.mark.parametrize("arguments", [("--digest", "latest"), ("--attempts", "0")])
+@pytest.mark.parametrize("paste", ["sha256:{}", "{}"])
+def test_a_digest_pins_as_people_paste_it(web, digest, tmp_path, paste):
+    pin = paste.format(digest.upper())
+    assert fetch(web, tmp_path / "model", "--digest", pin).returncode == 0
+    # What is there is recognised, too.
+    assert fetch("https://127.0.0.1:1/x", tmp_path / "model", "--digest", pin).returncode == 0
+    line = failed(fetch(web, tmp_path / "other", "--digest", paste.format("0A" * 32)), 3)
+    assert f"digest pin mismatch: expected sha256 {'0a' * 32}, found {digest}" in line
+
+
+@pytest.mark.parametrize("arguments", [("--digest", "latest"), ("--digest", "sha256:"), ("--attempts", "0")])
 def test_bad_arguments_are_exit_code_2(good, tmp_path, arguments):
     assert fetch(good, tmp_path / "model", *arguments).returncode == 2
 
@@ -563,7 +577,7 @@ def test_what_it_needs_is_only_what_its_image_holds():
         "print(own, heavy)\n"
     )
     said = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True)
-    artifact = ["app.artifact", "app.artifact.datatypes", "app.artifact.manifest"]
+    artifact = ["app.artifact", *(f"app.artifact.{name}" for name in ("datatypes", "integrity", "manifest"))]
     own = ["app", *artifact, "app.errors", "model", "model.fetch"]
     assert said == f"{own} set()\n"
     dockerfile = (ROOT / "docker" / "fetch.Dockerfile").read_text()

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from app.artifact.manifest import MANIFEST
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import TextTask
+from app.runtime.session import Model
+from app.runtime.tasks.text_classification import TextClassification
 from model.training.export import main as export
 from model.training.graph import BLOCK, EPSILON, WEIGHT_LIMIT, Scales, Shape, Weights, activations, build, weights_of
 from tests.process import BUNDLED
@@ -274,7 +274,7 @@ def derived(tmp_path_factory) -> Model:
 
 
 def answers(model: Model, texts: list[str], *, together: bool = False) -> np.ndarray:
-    assert isinstance(model.task, TextTask)
+    assert isinstance(model.task, TextClassification)
     payloads = [unit.payload for unit in model.task.encode(texts)]
     rows = model.run(payloads) if together else [model.run([payload])[0] for payload in payloads]
     return np.stack(rows)

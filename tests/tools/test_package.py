@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 
 from app.artifact.manifest import MANIFEST
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import TensorTask, TextTask
+from app.runtime.session import Model, Session
+from app.runtime.tasks.text_classification import TextClassification
 from model.package import main
 from tests import onnx_models
 from tests.onnx_models import save, tensor
-from tests.unit.runtime.test_tasks import word_tokenizer
+from tests.unit.runtime.tasks.test_text_classification import word_tokenizer
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def manifest(folder: Path) -> dict:
 
 def answer(model: Model, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     """What the packaged model answers, by the serving path."""
-    assert isinstance(model.task, TensorTask)
-    return model.task.join([model.run([unit.payload])[0] for unit in model.task.encode(inputs)])
+    units = model.task.encode(inputs)
+    return model.task.respond(units, [model.run([unit.payload])[0] for unit in units])
 
 
 def relu(path: Path, shape: list, kind: int = TensorProto.FLOAT) -> Path:
@@ -130,7 +130,8 @@ def test_a_model_of_any_shape_becomes_an_artifact_that_passes(package, made, tmp
     found = model.artifact.manifest
     assert (found.name, found.version, found.task, found.precision) == ("mine", "3", "tensors", precision)
     assert found.batching is batching
-    assert (found.inputs, found.outputs) == model.session.specs()
+    session = Session.open(model.artifact.path(found.model_file), "cpu")
+    assert (found.inputs, found.outputs) == session.specs()
     assert (made / "model.onnx").read_bytes() == source.read_bytes()
     assert set(found.files) == {"model.onnx", "golden.npz"}
     assert left_behind(tmp_path) == ["artifact"]
@@ -327,7 +328,7 @@ def test_a_classifier_with_its_tokenizer_becomes_a_text_artifact(text_model, mad
 def test_logits_are_served_as_probabilities(text_model, made):
     text_model()
     model = load_model(made)
-    assert isinstance(model.task, TextTask)
+    assert isinstance(model.task, TextClassification)
     (row,) = model.run([model.task.encode(["good day"])[0].payload])
     table = next(
         onnx.numpy_helper.to_array(weights)
@@ -354,7 +355,7 @@ def test_a_blank_line_among_golden_texts_does_no_harm_or_is_named(text_model, tm
 def test_the_window_given_is_the_one_recorded_and_used(text_model, made):
     assert text_model("--max-tokens", 5) == 0
     model = load_model(made)
-    assert isinstance(model.task, TextTask)
+    assert isinstance(model.task, TextClassification)
     (unit,) = model.task.encode(["good bad fine day good"])
     assert (unit.length, unit.truncated) == (5, True)
 

@@ -19,6 +19,8 @@ def family(root: type[ServiceError]) -> list[type[ServiceError]]:
 
 REQUEST_ERRORS = {
     "BadRequest": 400,
+    "Unauthorized": 401,
+    "Forbidden": 403,
     "NotFound": 404,
     "BodyTimeout": 408,
     "BodyTooLarge": 413,
@@ -70,8 +72,19 @@ def test_retry_after_is_whole_seconds_and_at_least_one(wait: float, header: int)
     assert Unavailable("busy", "queue_full", wait).retry_after_seconds == header
 
 
+def test_only_who_is_not_known_is_told_how_to_be() -> None:
+    challenges = {kind.__name__: kind.challenge for kind in family(RequestError) if kind.challenge}
+    assert challenges == {"Unauthorized": "Bearer"}
+
+
+def test_the_reason_a_server_cannot_start_is_one_line() -> None:
+    assert str(StartupError("model\nfile: not\r\nfound")) == "model file: not found"
+
+
 def test_connections_are_closed_only_where_the_body_may_be_left_unread_or_the_server_ends() -> None:
     assert {kind.__name__ for kind in family(RequestError) if kind.close} == {
+        "Unauthorized",
+        "Forbidden",
         "BodyTimeout",
         "BodyTooLarge",
         "UnsupportedMedia",

@@ -1,4 +1,4 @@
-"""The use case without HTTP: the stages of the service, texts and tensors in, predictions out, books kept."""
+"""The use case without HTTP: texts and tensors in, predictions out, books kept."""
 
 import asyncio
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from app.batching.admission import Limits
+from app.batching.batcher import Batcher
 from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRows, Unavailable
-from app.predictor import MAX_INLINE_CHARACTERS, Predictor, Usage
+from app.lifecycle import count_batch
+from app.predictor import Predictor, Usage
 from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import Encoded, TextTask
+from app.runtime.session import Model
+from app.runtime.tasks import Encoded
+from app.runtime.tasks.text_classification import QUICK_CHARACTERS, TextClassification
 from app.telemetry.metrics import Metrics
 from model.package import package_text
 from tests import onnx_models
@@ -30,7 +34,7 @@ LABELS = ["dry", "wet", "cold"]
 MAX_TOKENS = 12
 LIMITS = Limits(runners=1, batch_rows=4, batch_tokens=64, queue_rows=16)
 # Only ends a test that hangs.
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 
 
 def later(seconds: float = 3600.0) -> float:
@@ -91,18 +95,18 @@ def held(model: Model) -> HeldModel:
     return copy
 
 
-class WatchedTask(TextTask):
+class WatchedTask(TextClassification):
     """Notes in which thread it tokenises."""
 
     threads: list[int]
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, inputs: Sequence[str]) -> list[Encoded]:
         self.threads.append(threading.get_ident())
-        return super().encode(texts)
+        return super().encode(inputs)
 
 
 def watched(model: Model) -> tuple[Model, WatchedTask]:
-    task = WatchedTask(model.artifact)
+    task = WatchedTask(model.artifact, model.batch_rows)
     task.threads = []
     return replace(model, task=task), task
 
@@ -110,22 +114,27 @@ def watched(model: Model) -> tuple[Model, WatchedTask]:
 class Observed(Predictor):
     """A predictor whose metrics can be read."""
 
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        super().__init__(self.metrics)
+    def __init__(self, model: Model) -> None:
+        self.metrics = Metrics(())
+        batcher = Batcher(model.run, LIMITS, model.tokens_per_second, partial(count_batch, self.metrics))
+        super().__init__(model, batcher, self.metrics.statistics)
+
+    @property
+    def waiting(self) -> int:
+        return self.batcher.state().rows
 
 
 @asynccontextmanager
-async def serving(model: Model, limits: Limits = LIMITS) -> AsyncIterator[Observed]:
-    predictor = Observed()
-    predictor.serve(model, limits)
+async def serving(model: Model) -> AsyncIterator[Observed]:
+    predictor = Observed(model)
+    predictor.batcher.start()
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             yield predictor
     finally:
         if isinstance(model, HeldModel):
             model.opened.set()
-        predictor.close()
+        predictor.batcher.close(PATIENCE_SECONDS)
 
 
 def sample(predictor: Observed, metric: str, **labels: str) -> float | None:
@@ -134,114 +143,6 @@ def sample(predictor: Observed, metric: str, **labels: str) -> float | None:
 
 async def entered(model: HeldModel) -> None:
     await asyncio.to_thread(model.entered.wait, PATIENCE_SECONDS)
-
-
-# --- stages -----------------------------------------------------------------------------------------------------------
-
-
-def test_before_the_gate_has_passed_a_model_nothing_is_answered() -> None:
-    predictor = Predictor(Metrics())
-    assert not predictor.ready
-    assert predictor.stuck() is None
-    predictor.stage = "warming"
-    with pytest.raises(Unavailable, match="warming") as caught:
-        predictor.require_ready()
-    assert (caught.value.reason, caught.value.close) == ("not_ready", False)
-    with pytest.raises(Unavailable):
-        predictor.loaded()
-    with pytest.raises(Unavailable):
-        predictor.named("weather", None)
-
-
-async def test_classifying_before_there_is_a_model_is_unavailable() -> None:
-    with pytest.raises(Unavailable):
-        await Predictor(Metrics()).classify(["sun"], later(), Usage())
-
-
-async def test_serving_says_so_and_says_what(text_model: Model) -> None:
-    async with serving(text_model) as predictor:
-        assert predictor.ready
-        predictor.require_ready()
-        assert predictor.stuck() is None
-        assert sample(predictor, "model_ready") == 1
-        assert sample(predictor, "inference_runners") == 1
-        labels = {"name": "weather", "version": "3", "digest": text_model.artifact.digest}
-        assert sample(predictor, "model_info", **labels, provider="cpu", precision="fp32") == 1
-        for stage, seconds in text_model.stage_seconds.items():
-            assert sample(predictor, "model_load_seconds", stage=stage) == seconds
-
-
-async def test_a_loop_that_is_behind_makes_requests_wait_before_the_queue_does(text_model: Model) -> None:
-    model = held(text_model)
-    async with serving(model, replace(LIMITS, max_wait_seconds=60)) as predictor:
-        predictor._lag.stop()
-        predictor._lag.seconds = 61
-        # Nobody waits: it is worth a try.
-        predictor.admit()
-        answers = [asyncio.create_task(predictor.classify(["sun"], later(), Usage()))]
-        await entered(model)
-        predictor.admit()
-        answers.append(asyncio.create_task(predictor.classify(["moon"], later(), Usage())))
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable) as caught:
-            predictor.admit()
-        assert caught.value.reason == "queue_full"
-        assert caught.value.retry_after_seconds > 60
-        predictor._lag.seconds = 1
-        predictor.admit()
-        model.opened.set()
-        await asyncio.gather(*answers)
-
-
-async def test_draining_refuses_the_new_and_finishes_the_accepted(text_model: Model) -> None:
-    model = held(text_model)
-    async with serving(model) as predictor:
-        accepted = asyncio.create_task(predictor.classify(["sun"], later(), Usage()))
-        await entered(model)
-        predictor.drain()
-        assert not predictor.ready
-        assert sample(predictor, "model_ready") == 0
-        with pytest.raises(Unavailable) as caught:
-            predictor.require_ready()
-        assert (caught.value.reason, caught.value.close) == ("draining", True)
-        model.opened.set()
-        assert len(await accepted) == 1
-
-
-async def test_what_was_accepted_before_the_drain_may_still_be_queued_after_it(text_model: Model) -> None:
-    async with serving(text_model) as predictor:
-        predictor.require_ready()
-        predictor.drain()
-        # Its body took until now to arrive.
-        assert len(await predictor.classify(["sun"], later(), Usage())) == 1
-
-
-async def test_a_drain_during_the_gate_is_not_undone_when_the_model_passes(text_model: Model) -> None:
-    predictor = Predictor(Metrics())
-    predictor.drain()
-    try:
-        predictor.serve(text_model, LIMITS)
-        assert not predictor.ready
-    finally:
-        predictor.close()
-
-
-async def test_closing_ends_what_waits(text_model: Model) -> None:
-    model = held(text_model)
-    async with serving(model) as predictor:
-        running = asyncio.create_task(predictor.classify(["sun"], later(), Usage()))
-        await entered(model)
-        waiting = asyncio.create_task(predictor.classify(["rain"], later(), Usage()))
-        await asyncio.sleep(0)
-        threading.Timer(0.05, model.opened.set).start()
-        predictor.close()
-        with pytest.raises(Unavailable):
-            await waiting
-        assert len(await running) == 1
-
-
-def test_closing_before_there_is_a_model_is_fine() -> None:
-    Predictor(Metrics()).close()
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -276,7 +177,7 @@ async def test_a_blank_text_is_invalid_by_its_place(text_model: Model, blank: st
     async with serving(text_model) as predictor:
         with pytest.raises(Invalid, match="text 1"):
             await predictor.classify(["sun", blank], later(), Usage())
-        assert sample(predictor, "inference_queue_rows") == 0
+        assert predictor.waiting == 0
 
 
 async def test_a_lone_surrogate_is_invalid(text_model: Model) -> None:
@@ -290,26 +191,36 @@ async def test_long_texts_are_tokenised_beside_the_event_loop_and_short_ones_on_
     async with serving(model) as predictor:
         await predictor.classify(["sun"], later(), Usage())
         assert task.threads == [threading.get_ident()]
-        await predictor.classify(["rain " * MAX_INLINE_CHARACTERS], later(), Usage())
+        await predictor.classify(["rain " * QUICK_CHARACTERS], later(), Usage())
         assert task.threads[1] != threading.get_ident()
 
 
-async def test_what_cannot_be_queued_is_not_even_tokenised(text_model: Model) -> None:
+async def test_what_the_queue_can_never_hold_is_not_even_tokenised(text_model: Model) -> None:
     model, task = watched(text_model)
-    async with serving(held(model)) as predictor:
+    async with serving(model) as predictor:
         with pytest.raises(TooManyRows):
             await predictor.classify(["sun"] * 17, later(), Usage())
+        assert task.threads == []
+
+
+async def test_what_finds_no_room_is_refused_at_the_door_and_behind_it(text_model: Model) -> None:
+    model = held(text_model)
+    async with serving(model) as predictor:
+        predictor.batcher.admission.admit()
         filling = [asyncio.create_task(predictor.classify(["sun"] * 15, later(), Usage()))]
-        await entered(predictor.loaded())
+        await entered(model)
         filling.append(asyncio.create_task(predictor.classify(["sun"] * 5, later(), Usage())))
         await asyncio.sleep(0)
-        tokenised = len(task.threads)
+        for ask in (predictor.batcher.admission.admit, lambda: predictor.batcher.submit([Encoded([2], 1)], later())):
+            with pytest.raises(Unavailable) as caught:
+                ask()
+            assert caught.value.reason == "queue_full"
         with pytest.raises(Unavailable) as caught:
             await predictor.classify(["rain"], later(), Usage())
         assert caught.value.reason == "queue_full"
-        assert len(task.threads) == tokenised == 2
-        predictor.loaded().opened.set()
+        model.opened.set()
         assert [len(answer) for answer in await asyncio.gather(*filling)] == [15, 5]
+        assert (predictor.metrics.statistics.succeeded, predictor.metrics.statistics.failed) == (2, 0)
 
 
 async def test_a_request_ends_at_its_deadline(text_model: Model) -> None:
@@ -318,7 +229,7 @@ async def test_a_request_ends_at_its_deadline(text_model: Model) -> None:
         with pytest.raises(DeadlineExceeded):
             await predictor.classify(["sun"], later(0.01), usage)
         assert (usage.rows, usage.tokens) == (1, 1)
-        assert predictor.statistics.failed == 1
+        assert predictor.metrics.statistics.failed == 1
 
 
 async def test_giving_up_frees_the_queue(text_model: Model) -> None:
@@ -328,13 +239,13 @@ async def test_giving_up_frees_the_queue(text_model: Model) -> None:
         await entered(model)
         waiting = asyncio.create_task(predictor.classify(["rain", "snow"], later(), Usage()))
         await asyncio.sleep(0)
-        assert sample(predictor, "inference_queue_rows") == 2
+        assert predictor.waiting == 2
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
         model.opened.set()
         await running
-        while sample(predictor, "inference_queue_rows"):
+        while predictor.waiting:
             await asyncio.sleep(0.001)
         assert sample(predictor, "inference_batch_rows_sum") == 1
 
@@ -344,7 +255,7 @@ async def test_giving_up_frees_the_queue(text_model: Model) -> None:
 
 async def test_tensors_of_more_rows_than_a_run_come_back_as_one(mlp_model: Model) -> None:
     features = np.random.default_rng(0).standard_normal((11, 4), np.float32)
-    expected = mlp_model.session.run({"features": features})["scores"]
+    expected = mlp_model.infer({"features": features})["scores"]
     async with serving(mlp_model) as predictor:
         usage = Usage()
         outputs = await predictor.infer({"features": features}, later(), usage)
@@ -363,7 +274,7 @@ async def test_requests_that_share_runs_get_their_own_rows(mlp_model: Model) -> 
         model.opened.set()
         outputs = await asyncio.gather(*tasks)
     for rows, output in zip(inputs, outputs, strict=True):
-        expected = mlp_model.session.run({"features": rows})["scores"]
+        expected = mlp_model.infer({"features": rows})["scores"]
         np.testing.assert_allclose(output["scores"], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -382,13 +293,28 @@ async def test_a_row_the_model_fails_on_fails_its_own_request_alone(lookup_model
             await bad
         assert "4711" not in str(caught.value)
         assert (await good)["value"].tolist() == [7.0]
-        assert (predictor.statistics.succeeded, predictor.statistics.failed) == (2, 1)
+        assert (predictor.metrics.statistics.succeeded, predictor.metrics.statistics.failed) == (2, 1)
 
 
-async def test_a_tensor_model_takes_no_texts(mlp_model: Model) -> None:
+async def test_a_tensor_model_takes_no_texts_and_says_where_it_takes_tensors(mlp_model: Model) -> None:
     async with serving(mlp_model) as predictor:
-        with pytest.raises(NotFound, match="tensors"):
+        with pytest.raises(NotFound, match="tensors: use /v2/models/test-model/infer"):
             await predictor.classify(["sun"], later(), Usage())
+
+
+async def test_more_rows_of_tensors_than_the_queue_can_ever_hold_are_refused(mlp_model: Model) -> None:
+    async with serving(mlp_model) as predictor:
+        with pytest.raises(TooManyRows):
+            await predictor.infer({"features": np.zeros((17, 4), np.float32)}, later(), Usage())
+
+
+async def test_a_text_model_answers_texts_that_come_as_tensors_as_it_answers_others(text_model: Model) -> None:
+    async with serving(text_model) as predictor:
+        expected = await predictor.classify(["sun", "rain"], later(), Usage())
+        outputs = await predictor.infer({"text": np.array([b"sun", b"rain"], object)}, later(), Usage())
+    assert outputs["label"].tolist() == [each.label for each in expected]
+    assert outputs["score"].tolist() == pytest.approx([each.score for each in expected])
+    assert outputs["probabilities"].shape == (2, len(LABELS))
 
 
 @pytest.mark.parametrize(("name", "version"), [("other", None), ("weather", "4"), ("other", "3"), ("", None)])
@@ -412,7 +338,7 @@ async def test_usage_and_statistics_add_up(text_model: Model) -> None:
             await predictor.classify(texts, later(), usage)
         with pytest.raises(Invalid):
             await predictor.classify([""], later(), Usage())
-        statistics = predictor.statistics
+        statistics = predictor.metrics.statistics
         assert [(usage.rows, usage.tokens) for usage in usages] == [(1, 1), (2, 3), (1, 3)]
         assert all(usage.queue_seconds > 0 and usage.inference_seconds > 0 for usage in usages)
         assert (statistics.succeeded, statistics.failed, statistics.rows) == (3, 0, 4)

@@ -30,6 +30,8 @@ def test_without_any_variable_the_bundled_model_is_served_on_port_8000():
         ("APP_MODEL_DIGEST", "0a" * 32, "model_digest", "0a" * 32),
         ("APP_MODEL_DIGEST", "", "model_digest", ""),
         ("APP_PROVIDER", "cuda", "provider", "cuda"),
+        ("APP_PROVIDER", "CPU", "provider", "cpu"),
+        ("APP_PROVIDER", "Auto", "provider", "auto"),
         ("APP_RUNNERS", "3", "runners", 3),
         ("APP_RUNNERS", "auto", "runners", "auto"),
         ("APP_MAX_BATCH_ROWS", "64", "max_batch_rows", 64),
@@ -43,7 +45,9 @@ def test_without_any_variable_the_bundled_model_is_served_on_port_8000():
         ("APP_HOST", "::1", "host", "::1"),
         ("APP_PORT", "0", "port", 0),
         ("APP_LOG_LEVEL", "debug", "log_level", "debug"),
+        ("APP_LOG_LEVEL", "WARNING", "log_level", "warning"),
         ("APP_LOG_FORMAT", "text", "log_format", "text"),
+        ("APP_LOG_FORMAT", "JSON", "log_format", "json"),
         ("app_port", "81", "port", 81),
     ],
 )
@@ -55,11 +59,14 @@ def test_a_variable_sets_its_field(monkeypatch, variable, text, field, value):
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
-        ("APP_MODEL_DIGEST", "0A" * 32),
-        ("APP_MODEL_DIGEST", "sha256:" + "0a" * 32),
         ("APP_MODEL_DIGEST", "0a" * 32 + "\n"),
+        ("APP_MODEL_DIGEST", "0g" * 32),
+        ("APP_MODEL_DIGEST", "0a" * 31),
+        ("APP_MODEL_DIGEST", "sha256:"),
+        ("APP_MODEL_DIGEST", "sha512:" + "0a" * 32),
         ("APP_PROVIDER", "gpu"),
-        ("APP_PROVIDER", "CPU"),
+        ("APP_PROVIDER", "GPU"),
+        ("APP_PROVIDER", " cpu"),
         ("APP_RUNNERS", "0"),
         ("APP_RUNNERS", "many"),
         ("APP_RUNNERS", "1.5"),
@@ -98,6 +105,12 @@ def test_a_bad_count_is_told_that_a_number_would_do_as_well_as_auto(monkeypatch,
     monkeypatch.setenv(variable, "0")
     with pytest.raises(ConfigError, match=r"(?i)greater than or equal to 1|at least 1|>= ?1"):
         read_settings()
+
+
+@pytest.mark.parametrize("text", ["0A" * 32, "sha256:" + "0a" * 32, "SHA256:" + "0A" * 32])
+def test_a_digest_may_be_pasted_in_any_case_and_behind_its_algorithm(monkeypatch, text):
+    monkeypatch.setenv("APP_MODEL_DIGEST", text)
+    assert read_settings().model_digest.lower().removeprefix("sha256:") == "0a" * 32
 
 
 def test_settings_cannot_be_changed():

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from app.artifact.datatypes import DATATYPES, Array, Tensors, datatype_of
-from app.errors import BadRequest, Invalid
+from app.errors import BadRequest
 
 Parameters = dict[str, Any]
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
@@ -175,17 +175,6 @@ def _split_bytes(where: str, raw: memoryview, count: int) -> Array:
     if offset != len(raw):
         raise BadRequest(f"{where}: {len(raw) - offset} bytes after the last BYTES element")
     return elements
-
-
-def decode_strings(array: Array, where: str) -> Array:
-    """BYTES elements as str. Raises Invalid if one is not UTF-8."""
-    try:
-        strings = [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
-    except UnicodeDecodeError:
-        raise Invalid(f"{where}: expected UTF-8") from None
-    result = np.empty(len(strings), np.object_)
-    result[:] = strings
-    return result.reshape(array.shape)
 
 
 def encode_response(

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from app.batching.queue import QueueEntry, RowQueue
+from app.batching.queue import PendingRequest, QueueEntry, RowQueue
+
+# However slow the machine is.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass
@@ -33,7 +36,10 @@ class Waiter:
 
 
 def row_of(length: int, rows: int = 1, key: Hashable = None, submitted: float = 0.0) -> QueueEntry:
-    return QueueEntry(Unit(length, rows, key), Waiter(), None, submitted)
+    unit = Unit(length, rows, key)
+    request = PendingRequest([unit], Waiter(), inf)  # type: ignore[arg-type]
+    request.submitted = submitted
+    return QueueEntry(unit, request, 0)
 
 
 def fill(queue: RowQueue, *lengths: int) -> list[QueueEntry]:
@@ -211,10 +217,10 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = QueueMachine.TestCase
-TestAnyInterleaving.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestAnyInterleaving.settings = settings(UNHURRIED, max_examples=200, stateful_step_count=40)
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=60),
     st.integers(1, 9),
@@ -238,7 +244,7 @@ def test_emptying_a_queue_returns_every_live_row_once_and_no_dead_one(
     assert (queue.rows, queue.tokens) == (0, 0)
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=40), st.integers(1, 5))
 def test_batches_of_one_come_in_order_of_age(lengths: list[int], queue_rows: int) -> None:
     queue = RowQueue(1, 10_000, queue_rows)
@@ -246,7 +252,7 @@ def test_batches_of_one_come_in_order_of_age(lengths: list[int], queue_rows: int
     assert [queue.take() for _ in rows] == [[row] for row in rows]
 
 
-@settings(deadline=None)
+@UNHURRIED
 @given(st.integers(2, 6), st.integers(1, 40), st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_a_row_is_passed_over_a_bounded_number_of_times_by_a_stream_that_never_ends(
     batch_rows: int, queue_rows: int, steps: list[int]
@@ -358,6 +364,7 @@ def test_dead_rows_take_no_room_in_a_batch() -> None:
     assert queue.take() == [rows[0], rows[3]]
 
 
+@UNHURRIED
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.data())
 def test_discarded_rows_free_their_place_at_once_and_the_others_are_served(
     lengths: list[int], data: st.DataObject

@@ -1,15 +1,27 @@
 """One connection, in this process: what a real process's life would take too long to show."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import inspect
+import re
+import tomllib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
 
 import pytest
 import uvicorn
+from httptools import HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http import httptools_impl
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from app.http import connection as protocol
+from app.http.connection import HttpProtocol
 from app.http.request import CONNECTION
 from app.http.server import listen, uvicorn_config
+from tests.process import ROOT
 
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 
@@ -20,75 +32,176 @@ async def answer(scope, receive, send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+def whole_answer(body: bytes, *headers: tuple[bytes, bytes], status: int = 200) -> Any:
+    """ASGI: the same to everything, in one piece."""
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
 @asynccontextmanager
 async def connected(app=answer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    (sock,) = listen("127.0.0.1", 0)
+    sock = listen("127.0.0.1", 0)
     config = uvicorn_config(app)
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
     reader, writer = await asyncio.open_connection(*sock.getsockname())
     try:
-        yield reader, writer
+        async with asyncio.timeout(30):
+            yield reader, writer
     finally:
         writer.close()
         running.should_exit = True
         await task
 
 
+# --- waiting for a head -----------------------------------------------------------------------------------------------
+
+
+class HeadTimers:
+    """The loop's timers for heads. They never go off by themselves: a test says when that time has passed."""
+
+    def __init__(self, call_later: Callable[..., asyncio.TimerHandle]) -> None:
+        self._call_later = call_later
+        self._handles: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+        handle = self._call_later(delay, callback, *args, **kwargs)
+        if delay == protocol.HEAD_SECONDS:
+            self._handles.append((handle, callback))
+        return handle
+
+    @property
+    def running(self) -> int:
+        return sum(not handle.cancelled() for handle, _ in self._handles)
+
+    def elapse(self) -> None:
+        for handle, callback in self._handles:
+            if not handle.cancelled():
+                handle.cancel()
+                callback()
+
+
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
-    return 10.0
+async def timers(monkeypatch: pytest.MonkeyPatch) -> HeadTimers:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 86_400.25)
+    loop = asyncio.get_running_loop()
+    timers = HeadTimers(loop.call_later)
+    monkeypatch.setattr(loop, "call_later", timers.call_later)
+    return timers
+
+
+async def turns_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("part", [b"", b"G", HEAD])
-async def test_a_head_that_does_not_come_to_its_end_ends_the_connection(patience: float, part: bytes) -> None:
-    async with connected() as (reader, writer), asyncio.timeout(patience):
+async def test_a_head_that_does_not_come_to_its_end_ends_the_connection(timers: HeadTimers, part: bytes) -> None:
+    async with connected() as (reader, writer):
         writer.write(part)
+        await turns_until(lambda: timers.running == 1)
+        timers.elapse()
         assert await reader.read() == b""
 
 
-async def test_a_head_behind_an_answered_request_is_not_waited_for_longer(patience: float) -> None:
-    async with connected() as (reader, writer), asyncio.timeout(patience):
+async def test_a_head_behind_an_answered_request_is_not_waited_for_longer(timers: HeadTimers) -> None:
+    async with connected() as (reader, writer):
         writer.write(HEAD + b"\r\n" + HEAD)
-        assert (await reader.read()).startswith(b"HTTP/1.1 204")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        assert timers.running == 1
+        timers.elapse()
+        assert await reader.read() == b""
 
 
-async def test_a_connection_with_whole_heads_stays_open(patience: float) -> None:
-    async with connected() as (reader, writer), asyncio.timeout(patience):
+async def test_a_connection_with_whole_heads_stays_open(timers: HeadTimers) -> None:
+    async with connected() as (reader, writer):
         for _ in range(3):
             writer.write(HEAD)
-            await writer.drain()
-            await asyncio.sleep(0.12)
+            await turns_until(lambda: timers.running == 1)
             writer.write(b"\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
-            await asyncio.sleep(0.12)
+            assert timers.running == 0
+            timers.elapse()
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 async def test_an_answer_in_parts_and_one_without_a_body_arrive() -> None:
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"one", "more_body": True})
         await send({"type": "http.response.body", "body": b"two"})
 
-    async with connected(app) as (reader, writer), asyncio.timeout(10):
+    async with connected(app) as (reader, writer):
         writer.write(HEAD + b"\r\n")
         assert (await reader.readuntil(b"onetwo")).startswith(b"HTTP/1.1 200")
         writer.write(HEAD.replace(b"GET", b"HEAD") + b"connection: close\r\n\r\n")
         assert (await reader.read()).endswith(b"\r\n\r\n")
 
 
-async def whole(scope, receive, send) -> None:
-    """Answers through the connection, and ends it if the query says so."""
+async def test_an_answer_of_unknown_length_comes_as_it_is_made() -> None:
+    go_on = asyncio.Event()
+
+    async def stream(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"second", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async with connected(stream) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        assert b"transfer-encoding: chunked\r\n" in await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"first\r\n") == b"5\r\nfirst\r\n"
+        go_on.set()
+        assert await reader.readuntil(b"0\r\n\r\n") == b"6\r\nsecond\r\n0\r\n\r\n"
+
+
+class Recorded:
+    """A transport that remembers each write as the system would see it."""
+
+    def __init__(self, transport: Any, writes: list[bytes]) -> None:
+        self._transport, self._writes = transport, writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def test_a_whole_answer_leaves_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    made = HttpProtocol.connection_made
+    monkeypatch.setattr(
+        HttpProtocol, "connection_made", lambda self, transport: made(self, Recorded(transport, writes))
+    )
+    async with connected(whole_answer(b"all of it", (b"content-length", b"9"))) as (reader, writer):
+        for _ in range(2):
+            writer.write(HEAD + b"\r\n")
+            await reader.readuntil(b"all of it")
+    assert [write.count(b"HTTP/1.1 200 OK\r\n") for write in writes] == [1, 1]
+
+
+async def echo_path(scope, receive, send) -> None:
+    """Answers with the path, and ends the connection if there is a query."""
     end = [(b"connection", b"close")] if scope["query_string"] else []
     headers = [(b"content-length", b"%d" % len(scope["path"])), *end]
-    await scope["extensions"][CONNECTION].answer(200, headers, scope["path"].encode())
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
 
 
 async def test_whole_answers_come_in_the_order_of_pipelined_requests() -> None:
-    async with connected(whole) as (reader, writer), asyncio.timeout(10):
+    async with connected(echo_path) as (reader, writer):
         writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(5)))
         for number in range(5):
             head = await reader.readuntil(b"\r\n\r\n")
@@ -108,11 +221,49 @@ async def test_whole_answers_come_in_the_order_of_pipelined_requests() -> None:
     ],
 )
 async def test_the_last_answer_on_a_connection_says_so_once(request_head: bytes) -> None:
-    async with connected(whole) as (reader, writer), asyncio.timeout(10):
+    async with connected(echo_path) as (reader, writer):
         writer.write(request_head)
         answered = await reader.read()
         assert answered.count(b"connection: close\r\n") == 1
         assert answered.endswith(b"\r\n\r\n/bye")
+
+
+async def test_a_whole_answer_without_a_length_gets_its_own() -> None:
+    async with connected(whole_answer(b"seven")) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        assert b"\r\ncontent-length: 5\r\n" in await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_has_no_body_has_no_length(status: int) -> None:
+    async with connected(whole_answer(b"", status=status)) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        assert b"content-length" not in await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-name", b"one\r\nset-cookie: two"),
+        (b"x-name", b"one\ntwo"),
+        (b"x-name", b"one\rtwo"),
+        (b"x-name\r\nset-cookie", b"one"),
+        (b"content-length", b"1"),
+        (b"content-length", b"100"),
+    ],
+    ids=repr,
+)
+async def test_an_answer_whose_headers_are_not_what_they_seem_is_refused(
+    header: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(whole_answer(b"the body", header)) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        answered = await reader.read()
+    assert answered.startswith(b"HTTP/1.1 500 ")
+    assert answered.count(b"HTTP/1.1") == 1
+    assert b"set-cookie" not in answered
+    assert b"the body" not in answered
+    assert "Exception in ASGI application" in caplog.text
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -121,14 +272,15 @@ async def test_a_client_that_does_not_read_is_waited_for_until_it_leaves(leaves:
 
     async def large(scope, receive, send) -> None:
         started.append(scope["path"])
-        await scope["extensions"][CONNECTION].answer(200, [(b"content-length", b"%d" % size)], bytes(size))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
         ended.append(scope["path"])
 
-    async with connected(large) as (reader, writer), asyncio.timeout(10):
+    async with connected(large) as (reader, writer):
         writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(2)))
-        while len(started) < 2:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
+        await turns_until(lambda: len(started) == 2)
+        for _ in range(100):
+            await asyncio.sleep(0)
         # The first fills every buffer on the way.
         assert ended == ["/0"]
         if leaves:
@@ -137,5 +289,84 @@ async def test_a_client_that_does_not_read_is_waited_for_until_it_leaves(leaves:
             for _ in range(2):
                 await reader.readuntil(b"\r\n\r\n")
                 await reader.readexactly(size)
-        while len(ended) < 2:
-            await asyncio.sleep(0.01)
+        await turns_until(lambda: len(ended) == 2)
+
+
+async def test_who_asks_is_told_when_the_client_leaves() -> None:
+    asked, lost = asyncio.Event(), asyncio.Event()
+
+    async def watching(scope, receive, send) -> None:
+        scope["extensions"][CONNECTION].on_lost = lost.set
+        asked.set()
+        await lost.wait()
+
+    async with connected(watching) as (_, writer):
+        writer.write(HEAD + b"\r\n")
+        await asked.wait()
+        assert not lost.is_set()
+        writer.close()
+        await lost.wait()
+
+
+# --- what is uvicorn's own affair -------------------------------------------------------------------------------------
+
+
+def test_the_names_of_uvicorns_that_the_connection_relies_on_are_there() -> None:
+    for name in (
+        *("connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete"),
+        *("_start_asgi_task", "_should_upgrade", "handle_websocket_upgrade", "send_400_response"),
+    ):
+        ours, theirs = getattr(HttpProtocol, name), getattr(HttpToolsProtocol, name)
+        assert ours is not theirs
+        assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
+    parameters = inspect.signature(RequestResponseCycle.send).parameters
+    assert list(parameters) == ["self", "message"]
+    assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
+    assert callable(FlowControl.drain)
+    assert callable(HttpRequestParser.set_dangerous_leniencies)
+    assert issubclass(HttpParserUpgrade, Exception)
+
+
+async def test_a_request_has_the_attributes_that_the_connection_relies_on() -> None:
+    found: dict[str, Any] = {}
+
+    async def look(scope, receive, send) -> None:
+        connection = scope["extensions"][CONNECTION]
+        cycle = connection.cycle
+        found.update(
+            parser=connection.parser,
+            loop=connection.loop,
+            transport=connection.transport,
+            url=connection.url,
+            headers=connection.headers,
+            scope=connection.scope,
+            write_paused=cycle.flow.write_paused,
+            cycle={name: getattr(cycle, name) for name in CYCLE_ATTRIBUTES},
+            state=connection.server_state,
+        )
+        await answer(scope, receive, send)
+
+    async with connected(look) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    assert isinstance(found["parser"], HttpRequestParser)
+    assert isinstance(found["state"], ServerState)
+    assert found["state"].tasks is not None
+    assert (found["url"], found["headers"], found["write_paused"]) == (b"/", [(b"host", b"x")], False)
+    assert found["loop"] is asyncio.get_running_loop()
+    cycle = found["cycle"]
+    assert (cycle["keep_alive"], cycle["disconnected"], cycle["response_started"]) == (True, False, False)
+    assert cycle["scope"]["method"] == "GET"
+
+
+CYCLE_ATTRIBUTES = (
+    *("scope", "transport", "flow", "default_headers", "message_event", "on_response", "disconnected", "keep_alive"),
+    *("waiting_for_100_continue", "response_started", "response_complete"),
+)
+
+
+def test_the_minor_version_of_uvicorn_is_pinned_to_the_one_that_is_tested() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (pinned,) = [each for each in dependencies if re.match(r"uvicorn\b", each)]
+    minor = version("uvicorn").rpartition(".")[0]
+    assert re.fullmatch(rf"uvicorn(~={minor}\.\d+|=={minor}\.(\*|\d+))", pinned), pinned

@@ -1,178 +1,29 @@
-"""The edge: the application, spoken to in ASGI by clients that send in parts, stall and leave as a test says."""
+"""The inference middleware: identity, books, readiness, bodies, deadlines, errors, spoken to in ASGI."""
 
 import asyncio
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
-import structlog
-from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from app.batching.admission import Limits
-from app.http.middleware import InFlightRequests
-from app.main import create_app
-from app.runtime.loading import load_model
-from app.runtime.model import Model
-from app.runtime.tasks.task import Encoded, TextTask
-from app.settings import Settings
-from tests.process import BUNDLED
+from app.runtime.session import Model
+from app.runtime.tasks import Encoded
+from app.runtime.tasks.text_classification import TextClassification
+from tests.unit.http.asgi import LIMITS, PREDICT, Client, Served, held, until
 
-# Only ends a test that hangs.
-PATIENCE_SECONDS = 30
-LIMITS = Limits(runners=1, batch_rows=4, batch_tokens=512, queue_rows=16)
 # Bodies may arrive at once up to this many times the largest one.
 BODIES_AT_ONCE = 32
-PREDICT = json.dumps({"text": "the heron waits"}).encode()
-Message = dict[str, Any]
 
 
-@pytest.fixture(autouse=True)
-def logging_left_as_it_was() -> Iterator[None]:
-    """An application sets up logging for its process; this process is pytest's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
-
-
-@pytest.fixture(scope="module")
-def bundled() -> Model:
-    return load_model(BUNDLED)
-
-
-class HeldModel(Model):
-    """The model it was made of, whose runs wait until the test opens it."""
-
-    def run(self, payloads: Sequence[Any]) -> list[Any]:
-        self.entered = True
-        asyncio.run_coroutine_threadsafe(self.opened.wait(), self.loop).result(PATIENCE_SECONDS)
-        return Model.run(self, payloads)
-
-
-def held(model: Model) -> HeldModel:
-    copy = HeldModel(**{item.name: getattr(model, item.name) for item in fields(Model)})
-    copy.entered, copy.opened, copy.loop = False, asyncio.Event(), asyncio.get_running_loop()
-    return copy
-
-
-class BrokenTask(TextTask):
+class BrokenTask(TextClassification):
     """Quotes its input when it fails, as libraries do."""
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         raise ValueError(f"cannot digest {texts}")
-
-
-class Client:
-    """Sends its parts, then is silent until it leaves; keeps what it is sent."""
-
-    def __init__(self, *parts: bytes, more: bool = False) -> None:
-        self.messages: asyncio.Queue[Message] = asyncio.Queue()
-        for index, part in enumerate(parts, 1):
-            self.send_part(part, more=more or index < len(parts))
-        self.asked = 0
-        self.sent: list[Message] = []
-
-    def send_part(self, part: bytes, *, more: bool) -> None:
-        self.messages.put_nowait({"type": "http.request", "body": part, "more_body": more})
-
-    def leave(self) -> None:
-        self.messages.put_nowait({"type": "http.disconnect"})
-
-    async def receive(self) -> Message:
-        self.asked += 1
-        message = await self.messages.get()
-        if message["type"] == "http.disconnect":
-            self.leave()  # and stays away
-        return message
-
-    async def send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    def _start(self) -> Message:
-        (start,) = [message for message in self.sent if message["type"] == "http.response.start"]
-        return start
-
-    @property
-    def status(self) -> int:
-        return self._start()["status"]
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {name.decode(): value.decode() for name, value in self._start()["headers"]}
-
-    @property
-    def body(self) -> Any:
-        return json.loads(b"".join(message.get("body", b"") for message in self.sent))
-
-
-class Served:
-    """An application without a network, serving `model` if there is one."""
-
-    def __init__(self, model: Model | None = None, limits: Limits = LIMITS, **settings: Any) -> None:
-        self.app = create_app(Settings(provider="cpu", **settings))
-        self.predictor = self.app.predictor
-        if model is not None:
-            self.predictor.serve(model, limits)
-
-    async def __aenter__(self) -> "Served":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if isinstance(self.predictor.model, HeldModel):
-            self.predictor.model.opened.set()
-        # In a thread: a run that is held needs this loop to end.
-        await asyncio.to_thread(self.predictor.close)
-
-    async def __call__(self, client: Client, path: str = "/predict", method: str = "POST", **headers: str) -> None:
-        headers = {"content_type": "application/json"} | headers
-        raw = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": raw,
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-        }
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await self.app(scope, client.receive, client.send)
-
-    def sample(self, metric: str, **labels: str) -> float:
-        text = self.app.edge.metrics.render().decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == metric and sample.labels == labels:
-                    return sample.value
-        raise AssertionError(f"no sample {metric} {labels}")
-
-    def requests(self, code: int, route: str = "/predict") -> float:
-        return self.sample("inference_requests_total", route=route, code=str(code))
-
-    def rejected(self, reason: str) -> float:
-        return self.sample("inference_rejected_total", reason=reason)
-
-    @property
-    def in_flight(self) -> float:
-        return self.sample("inference_requests_in_flight")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -269,13 +120,12 @@ async def test_all_else_is_neither_counted_nor_logged(bundled: Model, method: st
             await served(client, path, method)
         assert "x-request-id" in client.headers
         assert lines == []
-        text = served.app.edge.metrics.render().decode()
-        counts = re.findall(r"^inference_requests_total\{.*\} (.*)$", text, re.MULTILINE)
+        counts = re.findall(r"^inference_requests_total\{.*\} (.*)$", served.metrics, re.MULTILINE)
         assert {float(count) for count in counts} == {0.0}
 
 
 async def test_a_bug_ends_one_request_with_500_and_without_a_word_of_what_it_was_about(bundled: Model) -> None:
-    async with Served(replace(bundled, task=BrokenTask(bundled.artifact))) as served:
+    async with Served(replace(bundled, task=BrokenTask(bundled.artifact, bundled.batch_rows))) as served:
         client = Client(PREDICT)
         with capture_logs() as lines:
             await served(client)
@@ -306,7 +156,7 @@ async def test_a_request_cut_off_by_the_server_leaves_the_gauges_at_zero(bundled
 
 async def test_before_the_model_is_there_inference_is_refused_for_now() -> None:
     async with Served() as served:
-        served.predictor.stage = "loading"
+        served.lifecycle.enter("loading")
         client = Client(PREDICT)
         await served(client)
         assert client.status == 503
@@ -325,7 +175,7 @@ async def test_while_draining_new_requests_are_refused_and_connections_closed(bu
         accepted, refused, probe = Client(PREDICT), Client(PREDICT), Client()
         task = asyncio.create_task(served(accepted))
         await until(lambda: model.entered)
-        served.predictor.drain()
+        served.lifecycle.refuse()
         await served(refused)
         await served(probe, "/ready", "GET")
         model.opened.set()
@@ -343,7 +193,7 @@ async def test_a_request_accepted_before_the_drain_is_answered_although_its_body
         client = Client(PREDICT[:5], more=True)
         task = asyncio.create_task(served(client))
         await until(lambda: client.asked == 2)
-        served.predictor.drain()
+        served.lifecycle.refuse()
         client.send_part(PREDICT[5:], more=False)
         await task
         assert client.status == 200
@@ -354,35 +204,6 @@ async def test_connections_are_kept_open_while_ready(bundled: Model) -> None:
         client = Client(PREDICT)
         await served(client)
         assert "connection" not in client.headers
-
-
-# --- waiting until nothing is in flight -------------------------------------------------------------------------------
-
-
-async def test_traffic_without_requests_is_idle_at_once() -> None:
-    assert await InFlightRequests().idle(0)
-
-
-async def test_traffic_is_idle_when_the_last_request_has_left() -> None:
-    in_flight = InFlightRequests()
-    in_flight.in_flight = 2
-    waiting = asyncio.create_task(in_flight.idle(PATIENCE_SECONDS))
-    await asyncio.sleep(0)
-    in_flight.leave()
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    in_flight.leave()
-    assert await waiting
-    # Requests that come after that do no harm.
-    in_flight.in_flight = 1
-    in_flight.leave()
-
-
-async def test_traffic_that_does_not_end_is_given_up_on() -> None:
-    in_flight = InFlightRequests()
-    in_flight.in_flight = 1
-    assert not await in_flight.idle(0.01)
-    in_flight.leave()
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
@@ -546,7 +367,8 @@ async def test_what_follows_the_body_is_not_taken_for_a_client_that_leaves(bundl
         (400, "/predict", b'{"text": "\xff"}', {}),
         (404, "/v2/models/another/infer", b'{"inputs": []}', {}),
         (415, "/predict", PREDICT, {"content_type": "text/plain"}),
-        (415, "/predict", PREDICT, {"content_encoding": "gzip"}),
+        (400, "/predict", PREDICT, {"content_encoding": "gzip"}),
+        (415, "/predict", PREDICT, {"content_encoding": "br"}),
         (422, "/predict", b"{}", {}),
         (422, "/predict", b'{"text": " "}', {}),
         (422, "/predict/batch", b'{"texts": []}', {}),

@@ -1,4 +1,4 @@
-"""Listening sockets; the rest of a server's life is in test_lifecycle."""
+"""The listening socket; the rest of a server's life is in tests/server/test_lifecycle.py."""
 
 import socket
 
@@ -8,14 +8,10 @@ from app.errors import ConfigError
 from app.http.server import listen
 
 
-def test_sockets_on_one_address_share_its_port_and_nobody_else_may() -> None:
-    sockets = listen("127.0.0.1", 0, 3)
-    try:
-        (address,) = {sock.getsockname() for sock in sockets}
+def test_a_port_is_bound_once_and_nobody_else_may_have_it() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        address = sock.getsockname()
         with pytest.raises(ConfigError, match=str(address[1])):
-            listen(*address, 2)
+            listen(*address)
         with socket.create_connection(address):
             pass
-    finally:
-        for sock in sockets:
-            sock.close()

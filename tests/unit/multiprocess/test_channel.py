@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from app.batching.admission import Limits, QueueState
 from app.multiprocess.channel import Ask, Cancel, Channel, Done, Failed, Part, Ready, Serve, Stage, State, Submit
-from app.multiprocess.totals import Family, Snapshot
-from app.predictor import Statistics
-from app.runtime.tasks.task import Encoded
+from app.multiprocess.metrics import Family, Snapshot
+from app.runtime.tasks import Encoded
+from app.telemetry.metrics import Statistics
 
 SNAPSHOT = Snapshot([Family("a", "Of a.", "counter", [("a_total", {"kind": "x"}, 2.0)])], Statistics(succeeded=3))
 MESSAGES = [
@@ -25,7 +25,7 @@ MESSAGES = [
     Done(9, ["fine"], 1.25, 2.5),
     Failed(4, "Unavailable", "queue full", "queue_full", 3, True),
     Stage("loading"),
-    Serve("0" * 64, "cuda", Limits(2, 8, 512, 64, overhead_tokens=12.5), 8, 512),
+    Serve("0" * 64, "cuda", Limits(2, 8, 512, 64, overhead_tokens=12.5)),
     State(QueueState(3, 40, 1e4), "runner 0 has ended"),
     Ask(3),
 ]

@@ -1,4 +1,4 @@
-"""A front end's batcher, beside a link whose other side is the test."""
+"""An HTTP worker's batcher, beside a channel whose other side is the test."""
 
 import asyncio
 import time
@@ -6,12 +6,14 @@ from math import inf
 
 import pytest
 
+from app.artifact.manifest import read_artifact
 from app.batching.admission import Limits, QueueState
-from app.errors import DeadlineExceeded, RunFailed, TooManyRows, Unavailable
+from app.errors import ArtifactError, DeadlineExceeded, RunFailed, TooManyRows, Unavailable
 from app.multiprocess import remote
 from app.multiprocess.channel import Cancel, Done, Failed, Serve, State, Submit
-from app.multiprocess.remote import Elsewhere, RemoteBatcher, open_remote
-from app.runtime.tasks.task import Encoded, TextTask
+from app.multiprocess.remote import RemoteBatcher, open_model
+from app.runtime.tasks import Encoded
+from app.runtime.tasks.text_classification import TextClassification
 from app.settings import Settings
 from tests.process import BUNDLED
 
@@ -20,7 +22,7 @@ UNIT = Encoded([1, 2, 3], 3)
 
 
 class Sent:
-    """A link that only remembers."""
+    """A channel that only remembers."""
 
     def __init__(self) -> None:
         self.messages: list[object] = []
@@ -36,7 +38,9 @@ async def channel() -> Sent:
 
 @pytest.fixture
 async def batcher(channel: Sent) -> RemoteBatcher:
-    return RemoteBatcher(channel, LIMITS)
+    batcher = RemoteBatcher(channel, Serve("0" * 64, "cpu", LIMITS))
+    batcher.start()
+    return batcher
 
 
 def later(seconds: float = 3600) -> float:
@@ -105,7 +109,7 @@ async def test_a_deadline_holds_though_the_engine_says_nothing(channel, batcher)
 
 
 async def test_what_the_engine_last_said_decides_at_the_door(channel, batcher):
-    batcher.admit()
+    batcher.admission.admit()
     batcher.heard(State(QueueState(16, 160, 1000.0), None))
     with pytest.raises(Unavailable, match="queue full"):
         batcher.submit([UNIT], later())
@@ -115,7 +119,7 @@ async def test_what_the_engine_last_said_decides_at_the_door(channel, batcher):
     batcher.heard(State(QueueState(0, 0, 1000.0), None))
     batcher.submit([UNIT], later(0.1)).future.cancel()
     with pytest.raises(TooManyRows):
-        batcher.admit(17)
+        batcher.admission.require_possible(17)
     assert [type(message) for message in channel.messages] == [Submit]
 
 
@@ -139,21 +143,19 @@ async def test_closing_ends_what_waits_and_refuses_what_comes(batcher):
     assert caught.value.reason == "draining"
 
 
-def test_a_front_ends_model_encodes_and_names_itself_but_does_not_run(bundled_digest):
-    model = open_remote(Settings(model_dir=BUNDLED), Serve(bundled_digest, "cuda", LIMITS, 8, 512))
-    assert isinstance(model.task, TextTask)
-    assert (model.artifact.digest, model.session.provider, model.batch_rows) == (bundled_digest, "cuda", 8)
+def test_a_workers_model_encodes_and_names_itself_but_does_not_run(bundled_digest):
+    model = open_model(Settings(model_dir=BUNDLED), Serve(bundled_digest, "cuda", LIMITS))
+    assert isinstance(model.task, TextClassification)
+    assert (model.artifact.digest, model.provider, model.batch_rows) == (bundled_digest, "cuda", 8)
     with pytest.raises(NotImplementedError):
-        Elsewhere("cpu").run({})
+        model.infer({})
 
 
 def test_an_artifact_swapped_since_the_engine_read_it_is_refused():
-    with pytest.raises(remote.errors.ArtifactError, match="digest"):
-        open_remote(Settings(model_dir=BUNDLED), Serve("0" * 64, "cpu", LIMITS, 8, 512))
+    with pytest.raises(ArtifactError, match="digest"):
+        open_model(Settings(model_dir=BUNDLED), Serve("0" * 64, "cpu", LIMITS))
 
 
 @pytest.fixture
 def bundled_digest() -> str:
-    from app.artifact.manifest import read_artifact
-
     return read_artifact(BUNDLED, "").digest

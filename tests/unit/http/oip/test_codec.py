@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from app.artifact.datatypes import DATATYPES
 from app.errors import BadRequest, Invalid, RequestError
-from app.http.oip.codec import InferRequest, decode_strings, decode_tensors, encode_response, split_body
-from app.http.predict import decode_json
+from app.http.oip.codec import InferRequest, decode_tensors, encode_response, split_body
+from app.http.request import decode_json
 
 DECODER = msgspec.json.Decoder(InferRequest)
 FLOATS, INTEGERS = ("FP16", "FP32", "FP64"), tuple(n for n, d in DATATYPES.items() if d.kind in "iu")
@@ -454,21 +454,6 @@ def test_an_output_that_the_model_does_not_have_is_a_bad_request():
     assert "quixotry" not in str(refused.value)
 
 
-@repeatable
-@given(st.binary(min_size=1, max_size=8).filter(lambda raw: not is_utf8(raw)))
-def test_strings_that_are_not_utf8_are_invalid(raw):
-    with pytest.raises(Invalid):
-        decode_strings(np.array([raw], object), "x")
-
-
-def is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 # Whatever comes, the answer is tensors or a refusal.
 
 
@@ -564,4 +549,4 @@ def test_json_nested_beyond_any_use_is_a_bad_request(opening):
 def test_text_with_half_a_surrogate_pair_is_refused(escape):
     body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["' + escape + b'"]}]}'
     with pytest.raises(RequestError):
-        decode_strings(decode(body)["x"], "x")
+        decode(body)

@@ -1,4 +1,4 @@
-"""Metrics and statistics of the whole server, which may be several processes: snapshots, their sum, their text."""
+"""Metrics and statistics of several processes: what each counted, added up, and asked of the engine for a scrape."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -6,8 +6,7 @@ from dataclasses import fields
 from msgspec import Struct
 from prometheus_client import Metric, generate_latest
 
-from app.predictor import Predictor, Statistics
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import Metrics, Statistics
 
 # Of these a sum says nothing: the first process's own.
 NOT_SUMMED = ("python_info", "process_start_time_seconds", "process_max_fds")
@@ -28,6 +27,15 @@ class Snapshot(Struct):
     families: list[Family]
     statistics: Statistics
 
+    @classmethod
+    def of(cls, metrics: Metrics) -> "Snapshot":
+        """What this process counted so far."""
+        families = [
+            Family(each.name, each.documentation, each.type, [(s.name, s.labels, s.value) for s in each.samples])
+            for each in metrics.registry.collect()
+        ]
+        return cls(families, metrics.statistics)
+
     def collect(self) -> Iterator[Metric]:
         """As a Prometheus collector."""
         for family in self.families:
@@ -36,29 +44,9 @@ class Snapshot(Struct):
                 metric.add_sample(*sample)
             yield metric
 
-
-class MetricsSource:
-    """Of this process alone."""
-
-    def __init__(self, metrics: Metrics, predictor: Predictor) -> None:
-        self.metrics = metrics
-        self.predictor = predictor
-
-    async def render(self) -> bytes:
-        """Prometheus text."""
-        return self.metrics.render()
-
-    async def statistics(self) -> Statistics:
-        """The protocol's."""
-        return self.predictor.statistics
-
-    def snapshot(self) -> Snapshot:
-        """What this process counted so far."""
-        families = [
-            Family(each.name, each.documentation, each.type, [(s.name, s.labels, s.value) for s in each.samples])
-            for each in self.metrics.registry.collect()
-        ]
-        return Snapshot(families, self.predictor.statistics)
+    def render(self) -> bytes:
+        """Prometheus text format."""
+        return generate_latest(self)
 
 
 def add_up(snapshots: Sequence[Snapshot]) -> Snapshot:
@@ -84,8 +72,3 @@ def add_up(snapshots: Sequence[Snapshot]) -> Snapshot:
         samples = [(name, dict(labels), value) for (name, labels), value in values[f.name].items()]
         summed.append(Family(f.name, f.documentation, f.type, samples))
     return Snapshot(summed, total)
-
-
-def render(snapshot: Snapshot) -> bytes:
-    """Prometheus text of a snapshot."""
-    return generate_latest(snapshot)

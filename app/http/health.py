@@ -1,0 +1,25 @@
+"""Probes and the scrape: /live, /ready, /metrics. They never wait for the model."""
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def live(request: Request) -> Response:
+    """200 while the process can make progress; 503 when a runner is stuck."""
+    stuck = request.app.state.lifecycle.stuck()
+    return JSONResponse({"error": stuck}, 503) if stuck else JSONResponse({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """200 once the model has passed every check; 503 with the stage before, and while draining."""
+    lifecycle = request.app.state.lifecycle
+    if lifecycle.ready:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"error": "not ready", "stage": lifecycle.stage}, 503, {"retry-after": "1"})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(await request.app.state.metrics_source.render(), media_type=PROMETHEUS_TEXT)

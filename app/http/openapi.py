@@ -1,0 +1,67 @@
+"""The OpenAPI document: FastAPI's own of the endpoints it serves, and the inference routes from the table."""
+
+import re
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from msgspec import Struct
+
+from app.errors import STATUSES
+from app.http.routes import INFERENCE_ROUTES, Route
+
+
+class ErrorResponse(Struct):
+    error: str
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document of `app`, made once; FastAPI asks for it as `app.openapi()`."""
+    if app.openapi_schema is None:
+        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for route in INFERENCE_ROUTES:
+            if route.in_document:
+                app.openapi_schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return app.openapi_schema
+
+
+def path_parameters(path: str) -> list[dict[str, Any]]:
+    """What OpenAPI wants said of the parts of a path that vary."""
+    names = re.findall(r"{(\w+)}", path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    words = route.handler.__doc__ or ""
+    answers = {str(status): _content("Error", ErrorResponse) for status in STATUSES if status not in (200, 499)}
+    if route.response is not None:
+        answers = {"200": _content("Answer", route.response), **answers}
+    return {
+        "summary": words.partition("\n")[0],
+        "description": words,
+        "operationId": route.path,
+        "parameters": path_parameters(route.path),
+        "requestBody": {"required": True, **_content("", route.request)} if route.request else {},
+        "responses": answers,
+    }
+
+
+def _content(description: str, kind: type[Struct]) -> dict[str, Any]:
+    content = {"content": {"application/json": {"schema": _inline_schema(kind)}}}
+    return {"description": description, **content} if description else content
+
+
+def _inline_schema(kind: type[Struct]) -> dict[str, Any]:
+    """JSON schema of a struct, its references replaced by what they name."""
+    (schema,), components = msgspec.json.schema_components([kind])
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(components[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(value) for key, value in node.items()}
+        return [resolve(item) for item in node] if isinstance(node, list) else node
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved

@@ -1,0 +1,26 @@
+"""Which class does the task that a manifest names."""
+
+from importlib import import_module
+
+import pytest
+
+from app.errors import ArtifactError
+from app.runtime.tasks import TASKS, open_task
+from app.runtime.tasks.text_classification import TextClassification
+from tests.unit.runtime.tasks.test_text_classification import artifact
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_its_class(name):
+    module, _, kind = TASKS[name].rpartition(".")
+    assert isinstance(getattr(import_module(module), kind), type)
+
+
+def test_the_task_that_the_manifest_names_is_opened(tmp_path):
+    assert type(open_task(artifact(tmp_path), 8)) is TextClassification
+
+
+def test_a_task_that_nobody_knows_is_refused_and_the_known_ones_are_named(tmp_path):
+    said = r"manifest\.json: `task`: expected one of \['tensors', 'text-classification'\], found 'guess'"
+    with pytest.raises(ArtifactError, match=said):
+        open_task(artifact(tmp_path, task="guess"), 8)
