@@ -110,12 +110,14 @@ image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and
 		sh docker/build.sh cpu $(TEST_IMAGE)
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/deploy/test_images.py $(ARGS)
 
-LOCK := pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes \
+# Without UPGRADE, pins that still fit stay: for a dependency that is added.
+UPGRADE ?= --upgrade
+LOCK := pip-compile --quiet $(UPGRADE) --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 # The extra alone, without what the server needs.
 FETCH := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fetch"], sep="\n")
 
-lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses
+lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses; UPGRADE= keeps the pins there are
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
