@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench load profile lint format lock artifact-cuda image-cpu image-gpu image-fetch image-tools \
-	image-test clean
+.PHONY: help run test check soak bench load profile lint format rename lock artifact-cuda image-cpu image-gpu image-fetch \
+	image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,18 +25,25 @@ $(VENV)/dev: docker/requirements-dev.txt
 run: $(VENV)/cpu ## serve the bundled model on :8000
 	$(BIN)/python -m app
 
+# Two at a time, a file to each, because fixtures belong to files. What measures is not among them: it has `soak`.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/dev ## install what the tests need, then run the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
+	$(PYTEST) --quiet tests/unit $(ARGS)
 
 soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity: memory must stay flat
-	$(BIN)/python -m pytest tests/test_soak.py tests/test_under_load.py --soak-requests 100000 --overload-seconds 60 -s
+	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
 
-lint: $(VENV)/dev ## style, types, Dockerfiles, shell scripts
+lint: $(VENV)/dev ## style, types, layers, Dockerfiles, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/hadolint docker/*.Dockerfile
-	$(BIN)/shellcheck docker/*.sh
+	$(BIN)/shellcheck docker/*.sh .ci/run
 
 format: $(VENV)/dev ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
@@ -56,11 +63,32 @@ profile: $(VENV)/dev ## where the CPU time of one request goes
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
 	$(BIN)/python -m model.training.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda
 
+# The starter's name, which is also the image's, and NAME in its place. Names made from it, such as
+# NAME-loadtest-worker, must fit into the 63 characters that Kubernetes allows.
+PROJECT := $(shell awk -F '"' '/^name = /{print $$2; exit}' pyproject.toml)
+RENAMABLE := ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$$
+
+rename: new-name $(VENV)/dev ## the whole starter under another name, such as NAME=fraud-scoring; needs a clean working tree
+	@# Where it has underscores or spaces for hyphens, so has the new one. No binary file has it.
+	git grep -zlIiE '$(subst -,[-_ ],$(PROJECT))' | xargs -0 perl -pi -e \
+		's/$(subst -,[-_ ],$(PROJECT))/$$& =~ m{([_ ])} ? "$(NAME)" =~ s{-}{$$1}gr : "$(NAME)"/gie'
+	@# Comments changed in the lock files, not what they lock.
+	@touch -c $(VENV)/cpu $(VENV)/dev
+	@$(BIN)/ruff format --quiet .
+	@git diff --shortstat
+
+.PHONY: new-name
+new-name:
+	@printf '%s\n' "$$NAME" | LC_ALL=C grep -Eq '$(RENAMABLE)' || { echo "NAME='$$NAME' will not do for a name:" \
+		"1 to 40 lower-case letters, digits and hyphens, first a letter and last no hyphen" >&2; exit 2; }
+	@[ -z "$$(git status --porcelain)" ] || { echo "commit or stash what git status shows:" \
+		"then git diff is the rename alone, and git restore . undoes it" >&2; exit 2; }
+
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
-IMAGE ?= sentiment-inference
+IMAGE ?= $(PROJECT)
 # Where there is no image registry: a base from Debian's packages, built without a container engine's network.
 TEST_BASE := localhost/debian-python:bookworm
-TEST_IMAGE := localhost/sentiment-inference:test
+TEST_IMAGE := localhost/$(PROJECT):test
 
 image-cpu: ## the CPU server's image, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
 	sh docker/build.sh cpu $(IMAGE):$(VERSION)
@@ -80,14 +108,16 @@ image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and
 	buildah rmi $(TEST_IMAGE) >/dev/null 2>&1 || true
 	BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)" \
 		sh docker/build.sh cpu $(TEST_IMAGE)
-	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/test_images.py $(ARGS)
+	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/deploy/test_images.py $(ARGS)
 
-LOCK := pip-compile --quiet --upgrade --strip-extras --allow-unsafe --generate-hashes \
+# Without UPGRADE, pins that still fit stay: for a dependency that is added.
+UPGRADE ?= --upgrade
+LOCK := pip-compile --quiet $(UPGRADE) --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 # The extra alone, without what the server needs.
 FETCH := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fetch"], sep="\n")
 
-lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses
+lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses; UPGRADE= keeps the pins there are
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt

@@ -266,7 +266,7 @@ def build(
     )
     opset, ir_version = OPSETS[precision]
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(CONTRIB, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="sentiment-inference")
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="model.training")
     onnx.checker.check_model(model)
     return model
 

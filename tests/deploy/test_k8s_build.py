@@ -4,6 +4,7 @@ Custom resources: packaged models of their CRDs, else the schemas below, which k
 """
 
 import functools
+import itertools
 import json
 import re
 from typing import Any
@@ -15,7 +16,18 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 
-from tests.manifests import COMPONENTS, K8S, OVERLAYS, Object, Variation, each_variation
+from tests.manifests import (
+    ARTIFACTS,
+    AUTOSCALERS,
+    COMBINED,
+    COMPONENTS,
+    HARDWARE,
+    K8S,
+    OVERLAYS,
+    Object,
+    Variation,
+    each_variation,
+)
 
 VERSIONS = ("1.35", "1.36", "1.37")
 LONGEST_OVERLAY_LINES = 20
@@ -201,9 +213,17 @@ def test_an_overlay_is_a_short_list(name: str) -> None:
     assert len(lines) <= LONGEST_OVERLAY_LINES
 
 
+def test_any_two_components_that_go_together_are_built_together_in_one_variation() -> None:
+    instead = [set(names) for names in (HARDWARE, AUTOSCALERS, ARTIFACTS)]
+    pairs = {pair for pair in itertools.combinations(COMPONENTS, 2) if not any(set(pair) <= names for names in instead)}
+    built = {pair for each in COMBINED for pair in itertools.combinations(sorted(each.components), 2)}
+
+    assert pairs - built == set()
+
+
 def test_there_is_one_object_in_each_file_and_each_file_is_used() -> None:
     for path in K8S.rglob("*.yaml"):
-        documents = list(yaml.safe_load_all(path.read_text()))
+        documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
         assert len(documents) == 1, path
         if path.name != "kustomization.yaml":
             kustomization = (path.parent / "kustomization.yaml").read_text()

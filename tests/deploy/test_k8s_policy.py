@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
+from pydantic_settings import BaseSettings
 
 from app import __version__
 from app.settings import PREFIX, Settings
@@ -187,20 +190,56 @@ def test_every_image_has_a_tag_that_stays(variation: Variation) -> None:
             assert image.startswith("sentiment-model:") or tag.startswith(__version__)
 
 
-@each_variation
-def test_every_setting_exists_and_is_valid(variation: Variation) -> None:
-    objects = variation.objects()
+def fields(names: Iterable[str]) -> set[str]:
+    """The settings that these environment variables are for, whether they exist or not."""
+    return {name.removeprefix(PREFIX).lower() for name in names if name.startswith(PREFIX)}
+
+
+def credentials(settings: type[BaseSettings]) -> set[str]:
+    """Settings that say of themselves that they do not belong in a ConfigMap."""
+    extra = {name: field.json_schema_extra for name, field in settings.model_fields.items()}
+    return {name for name, value in extra.items() if isinstance(value, dict) and value.get("configmap") is False}
+
+
+def readable(objects: list[Object]) -> set[str]:
+    """Settings with a value that anybody may read who may read manifests: in a ConfigMap or in a Pod itself."""
+    found = {name for each in of_kind(objects, "ConfigMap") for name in each.get("data", {})}
     for deployment in of_kind(objects, "Deployment"):
         for container in containers(deployment):
-            values = {
-                name.removeprefix(PREFIX).lower(): value
-                for name, value in environment(container, objects).items()
-                if name.startswith(PREFIX)
-            }
-            assert values.keys() == Settings.model_fields.keys()
+            found |= environment(container, objects).keys()
+    return fields(found)
+
+
+@each_variation
+def test_every_setting_exists_and_is_valid_and_none_is_a_credential(variation: Variation) -> None:
+    objects = variation.objects()
+    assert not readable(objects) & credentials(Settings)
+    for deployment in of_kind(objects, "Deployment"):
+        for container in containers(deployment):
+            assert fields(each["name"] for each in container.get("env", [])) <= Settings.model_fields.keys()
+            given = {name: value for name, value in environment(container, objects).items() if name.startswith(PREFIX)}
+            assert fields(given) <= Settings.model_fields.keys()
             # Arguments go before this process's own environment.
-            settings = Settings(**values)
+            settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in given.items()})
             assert str(settings.model_dir) == "/models/sentiment"
+
+
+@pytest.mark.parametrize("place", ["ConfigMap", "Pod", "Secret"])
+def test_a_credential_is_found_wherever_it_is_written_out(place: str) -> None:
+    class WithCredential(BaseSettings):
+        port: int = Field(8000, json_schema_extra={"unit": "none"})
+        queue_password: str = Field("", json_schema_extra={"configmap": False})
+
+    objects = Variation("base").objects()
+    if place == "ConfigMap":
+        of_kind(objects, "ConfigMap")[0]["data"]["APP_QUEUE_PASSWORD"] = "x"
+    else:
+        secret = {"valueFrom": {"secretKeyRef": {"name": "queue", "key": "password"}}}
+        (server,) = containers(of_kind(objects, "Deployment")[0])
+        server["env"] = [{"name": "APP_QUEUE_PASSWORD"} | (secret if place == "Secret" else {"value": "x"})]
+
+    assert credentials(WithCredential) == {"queue_password"}
+    assert readable(objects) & credentials(WithCredential) == (set() if place == "Secret" else {"queue_password"})
 
 
 @each_variation
