@@ -1,4 +1,4 @@
-"""The simulator beside reality: `python -m loadtest.simulate.reality`. About two minutes on two CPUs.
+"""The simulator beside reality: `python -m tests.tools.reality`. About two minutes on two CPUs.
 
 Measures one real replica process with loadtest.capacity, simulates a fleet of them under the HPA, then runs that fleet
 as processes behind a balancer with the same HPA deciding. One plot has both, with the error. Times are a tenth of a
@@ -22,11 +22,11 @@ from loadtest.capacity import __main__ as capacity
 from loadtest.capacity.load import Client, Target
 from loadtest.capacity.schema import Options, Report
 from loadtest.shapes import Shape, shape
-from loadtest.simulate.balancer import Balancer, standin
-from loadtest.simulate.compare import Errors, Observed, compare, plot, words
 from loadtest.simulate.fleet import Timeline, World, simulate
 from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Policy, Rules
 from loadtest.simulate.replica import Replica
+from tests.tools.balancer import Balancer, standin
+from tests.tools.compare import Errors, Observed, compare, plot, words
 
 SERVERS, SERVICE_SECONDS = 4, 0.08
 SCALE = 10.0
@@ -156,7 +156,7 @@ async def run(seconds: float, base: float, peak: float) -> tuple[Errors, Figure]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the error; writes reality.png and reality.json."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.simulate.reality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.reality", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--base-rps", type=float, default=40.0)
     parser.add_argument("--peak-rps", type=float, default=240.0)
