@@ -18,9 +18,10 @@ import numpy as np
 import uvloop
 from matplotlib.figure import Figure
 
-from loadtest.capacity import __main__ as capacity
-from loadtest.capacity.load import Client, Target
+from loadtest.capacity import run as capacity
 from loadtest.capacity.schema import Options, Report
+from loadtest.client import Client
+from loadtest.connection import Answers, Target
 from loadtest.shapes import Shape, shape
 from loadtest.simulate.fleet import Timeline, World, simulate
 from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Policy, Rules
@@ -67,7 +68,7 @@ async def measure() -> tuple[Report, float]:
         seconds = time.perf_counter() - started
         # Through the balancer, because its own time is part of every latency that will be observed.
         target = Target.of(f"http://127.0.0.1:{balancer.port}/")
-        return await capacity.run(target, options(seconds), b"{}", "none", quiet=True), seconds
+        return await capacity.run(target, options(seconds), b"{}"), seconds
 
 
 def autoscaler(report: Report) -> Autoscaler:
@@ -85,13 +86,13 @@ async def observe(report: Report, traffic: Shape, world: World) -> Observed:
         client = Client(target, [target.post(b"{}")])
         start = time.perf_counter()
         control = asyncio.create_task(_control(balancer, scaler, world, seen, start))
-        await client.arrive(traffic)
+        samples = Answers()
+        await client.arrive(traffic, samples)
         control.cancel()
         await asyncio.gather(control, return_exceptions=True)
         await client.close()
-        samples = client.samples
-    seen.due = [at - waited - start for at, waited in zip(samples.finished, samples.seconds, strict=True)]
-    seen.latency_ms = [waited * 1e3 for waited in samples.seconds]
+    seen.due = [at - waited - start for at, waited in zip(samples.finished, samples.latencies, strict=True)]
+    seen.latency_ms = [waited * 1e3 for waited in samples.latencies]
     return seen
 
 
