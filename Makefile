@@ -50,7 +50,7 @@ format: $(VENV)/dev ## rewrite files in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev ## this server beside its ceiling, its floor and a plain script, in one run (about 4 minutes)
-	$(BIN)/python -m loadtest.benchmark.bench
+	$(BIN)/python -m loadtest.benchmark
 
 OUT ?= capacity
 load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target that follows, and its proof (under 10 minutes)

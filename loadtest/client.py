@@ -1,18 +1,22 @@
-"""A small HTTP/1.1 load generator: closed loop (connections that wait) and open loop (arrivals that do not).
-
-Raw asyncio protocols and ready-made request bytes, so that the client costs little beside the server it measures.
+"""The load generator: prepared requests to one target, in a closed loop (a number of requests in flight) or an open
+loop (arrivals that wait for nothing). Knows no statistics.
 """
 
 import asyncio
+import itertools
+import math
 import random
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
 
-import numpy as np
+from loadtest.connection import Answers, Connection, Target
+from loadtest.shapes import Shape
 
+# A client that is refused waits, or it would count refusals instead of measuring the server.
+BACK_OFF_SECONDS = 0.05
+MAX_CONNECTIONS = 4096
 # Arrivals closer than this leave together: waking up for each would cost the client more than sending it. At high
 # rates, where a server needs the CPU that the client takes, and its answers take long anyway, ticks are longer.
 TICK_SECONDS = 0.0002
@@ -20,211 +24,162 @@ BUSY_TICK_SECONDS = 0.001
 BUSY_RATE = 2000
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What came back. Latencies in seconds, from when a request was due; `status` 0 is a broken connection."""
+class Client:
+    """Sends the requests in turn to one target. A closed loop's answers are in `answers`, which may be replaced."""
 
-    seconds: float
-    latencies: list[float] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=list)
-    unanswered: int = 0
+    def __init__(
+        self,
+        target: Target,
+        requests: Sequence[bytes],
+        max_connections: int = MAX_CONNECTIONS,
+        back_off_seconds: float = BACK_OFF_SECONDS,
+    ) -> None:
+        self._target, self._turn = target, itertools.cycle(requests)
+        self._max_connections, self._back_off_seconds = max_connections, back_off_seconds
+        self._level = self._clients = self._opening = 0
+        self._idle: deque[Connection] = deque()
+        self._all: set[Connection] = set()
+        self._waiting: deque[tuple[float, Answers | None]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.answers = Answers()
+        # Sent, or waiting for a connection, and not answered.
+        self.in_flight = 0
 
-    def of(self, good: bool) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-        return np.array([t for t, s in zip(self.latencies, self.statuses, strict=True) if (s == 200) == good])
+    def hold(self, in_flight: int) -> None:
+        """Keeps this many requests in flight from now on; takes effect as requests end."""
+        self._level = in_flight
+        while self._clients < self._level:
+            self._clients += 1
+            self._send(time.perf_counter(), None)
 
-    def summary(self) -> dict[str, float]:
-        """Rates per second, latencies in milliseconds."""
-        good, bad = self.of(good=True), self.of(good=False)
+    async def arrive(self, traffic: Shape, answers: Answers, seed: int = 0, most: float = math.inf) -> int:
+        """Poisson arrivals, whatever the server does; returns how many. A latency counts from when the request was due,
+        so that a slow server cannot hide behind a client that waits. Ends when more than `most` are in flight."""
+        loop, end = asyncio.get_running_loop(), time.perf_counter() + traffic.seconds
+        over = threading.Event()
+        sent = 0
 
-        def at(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", percent: float) -> float:
-            return round(float(np.percentile(values, percent)) * 1e3, 3) if len(values) else float("nan")
+        def fire(dues: list[float]) -> None:
+            nonlocal sent
+            if self.in_flight > most:
+                over.set()
+            if not over.is_set():
+                sent += len(dues)
+                for due in dues:
+                    self._send(due, answers)
 
-        result = {
-            "requests_per_second": len(good) / self.seconds,
-            "refused_per_second": len(bad) / self.seconds,
-            "p50_ms": at(good, 50),
-            "p99_ms": at(good, 99),
-            "refusal_p99_ms": at(bad, 99),
-            "goodput_100ms_per_second": float((good <= 0.1).sum()) / self.seconds,
-            "goodput_250ms_per_second": float((good <= 0.25).sum()) / self.seconds,
-            "unanswered": self.unanswered,
-        }
-        return {name: round(value, 3) for name, value in result.items()}
-
-
-def post(url: str, body: bytes) -> bytes:
-    """The bytes of one JSON POST."""
-    parts = urlsplit(url)
-    head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request on it."""
-
-    def __init__(self, done: Callable[["_Connection", float, int], None]) -> None:
-        self._done = done
-        self._buffer = b""
-        self._due = 0.0
-        self.busy = False
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def send(self, request: bytes, due: float) -> None:
-        assert self.transport is not None
-        self._due, self.busy = due, True
-        self.transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer = self._buffer + data if self._buffer else data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        headers = self._buffer[:head].lower()
-        start = headers.find(b"content-length:") + 15
-        end = headers.find(b"\r\n", start)
-        length = int(headers[start : end if end >= 0 else None])
-        if len(self._buffer) < head + 4 + length:
-            return
-        status = int(self._buffer[9:12])
-        self._buffer = b""
-        self._finish(status)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.transport = None
-        if self.busy:
-            self._finish(0)
-
-    def _finish(self, status: int) -> None:
-        self.busy = False
-        self._done(self, time.perf_counter() - self._due, status)
-
-
-async def closed_loop(host: str, port: int, requests: list[bytes], connections: int, seconds: float) -> Outcome:
-    """`connections` clients that each send their next request when the last is answered, for `seconds`; the first
-    fifth of the time warms up and is not counted."""
-    loop = asyncio.get_running_loop()
-    start = time.perf_counter()
-    begin, stop = start + seconds / 5, start + seconds
-    outcome = Outcome(stop - begin)
-    counter = iter(range(10**12))
-
-    def next_on(connection: _Connection) -> None:
-        connection.send(requests[next(counter) % len(requests)], time.perf_counter())
-
-    def done(connection: _Connection, latency: float, status: int) -> None:
-        now = time.perf_counter()
-        if begin <= now < stop:
-            outcome.latencies.append(latency)
-            outcome.statuses.append(status)
-        if now < stop and connection.transport is not None:
-            next_on(connection)
-
-    pool = [(await loop.create_connection(lambda: _Connection(done), host, port))[1] for _ in range(connections)]
-    for connection in pool:
-        next_on(connection)
-    await asyncio.sleep(seconds)
-    await _close(pool)
-    return outcome
-
-
-async def open_loop(
-    host: str,
-    port: int,
-    requests: list[bytes],
-    rate: float,
-    seconds: float,
-    grace_seconds: float = 2.0,
-    max_connections: int = 4000,
-) -> Outcome:
-    """Arrivals at `rate` per second, exponentially spaced, whatever the server does. A latency counts from when the
-    request was due, so that a slow server cannot hide behind a client that waits."""
-    loop = asyncio.get_running_loop()
-    rng = random.Random(0)
-    outcome = Outcome(seconds)
-    idle: deque[_Connection] = deque()
-    pool: list[_Connection] = []
-    waiting: deque[tuple[bytes, float]] = deque()
-    opening = 0
-
-    def done(connection: _Connection, latency: float, status: int) -> None:
-        outcome.latencies.append(latency)
-        outcome.statuses.append(status)
-        if connection.transport is None or connection.transport.is_closing():
-            return
-        if waiting:
-            connection.send(*waiting.popleft())
-        else:
-            idle.append(connection)
-
-    async def connect() -> None:
-        nonlocal opening
-        opening += 1
         try:
-            connection = (await loop.create_connection(lambda: _Connection(done), host, port))[1]
+            await asyncio.to_thread(
+                _keep_time, lambda dues: loop.call_soon_threadsafe(fire, dues), over, traffic, random.Random(seed)
+            )
+            await asyncio.sleep(0 if over.is_set() else max(0.0, end - time.perf_counter()))
+        finally:
+            over.set()
+        return sent
+
+    async def connect(self, connections: int) -> None:
+        """Opens so many connections before they are needed."""
+        self._opening += connections
+        await asyncio.gather(*(self._open() for _ in range(connections)))
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until everything sent has been answered, but no longer than this."""
+        limit = time.perf_counter() + seconds
+        while self.in_flight and time.perf_counter() < limit:
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Ends all connections; what is not answered is not counted."""
+        self._level = 0
+        self._waiting.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._all:
+            connection.busy = False
+            connection.close()
+        await asyncio.sleep(0)
+
+    def _send(self, due: float, answers: Answers | None) -> None:
+        """On an idle connection, else on the next that is free or open."""
+        self.in_flight += 1
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                connection.send(next(self._turn), due, answers)
+                return
+            self._all.discard(connection)
+        self._waiting.append((due, answers))
+        self._open_more()
+
+    def _free(self, connection: Connection) -> None:
+        """A connection without a request takes one that waits."""
+        if not connection.usable:
+            self._all.discard(connection)
+            self._open_more()
+        elif self._waiting:
+            connection.send(next(self._turn), *self._waiting.popleft())
+        else:
+            self._idle.append(connection)
+
+    def _open_more(self) -> None:
+        if self._opening < len(self._waiting) and self._opening + len(self._all) < self._max_connections:
+            self._opening += 1
+            task = asyncio.get_running_loop().create_task(self._open())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _open(self) -> None:
+        loop, target, connection = asyncio.get_running_loop(), self._target, Connection(self._answered)
+        try:
+            await loop.create_connection(lambda: connection, target.host, target.port, ssl=target.tls)
         except OSError:
+            if self._waiting:
+                self._record(*self._waiting.popleft(), 0)
             return
         finally:
-            opening -= 1
-        pool.append(connection)
-        if waiting:
-            connection.send(*waiting.popleft())
-        else:
-            idle.append(connection)
+            self._opening -= 1
+        self._all.add(connection)
+        self._free(connection)
 
-    for _ in range(64):
-        await connect()
-    tasks: set[asyncio.Task[None]] = set()
-    sent = 0
+    def _answered(self, connection: Connection, status: int) -> None:
+        due, answers = connection.due, connection.answers
+        self._free(connection)
+        self._record(due, answers, status)
 
-    def fire(dues: list[float]) -> None:
-        nonlocal sent
-        for due in dues:
-            request = requests[sent % len(requests)]
-            sent += 1
-            while idle and (idle[-1].transport is None or idle[-1].transport.is_closing()):
-                idle.pop()
-            if idle:
-                idle.pop().send(request, due)
-                continue
-            waiting.append((request, due))
-            if opening + len(pool) < max_connections:
-                task = loop.create_task(connect())
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+    def _record(self, due: float, open_loop: Answers | None, status: int) -> None:
+        now = time.perf_counter()
+        answers = self.answers if open_loop is None else open_loop
+        answers.finished.append(now)
+        answers.latencies.append(now - due)
+        answers.statuses.append(status)
+        self.in_flight -= 1
+        if open_loop is None:
+            if status == 200 or not self._back_off_seconds:
+                self._again()
+            else:
+                asyncio.get_running_loop().call_later(self._back_off_seconds, self._again)
 
-    await asyncio.to_thread(_keep_time, lambda dues: loop.call_soon_threadsafe(fire, dues), rate, seconds, rng)
-    await asyncio.sleep(0)
-    limit = time.perf_counter() + grace_seconds
-    while len(outcome.statuses) < sent and time.perf_counter() < limit:
-        await asyncio.sleep(0.01)
-    outcome.unanswered = sent - len(outcome.statuses)
-    await _close(pool)
-    return outcome
+    def _again(self) -> None:
+        """A client of the closed loop sends its next request, if it is still wanted."""
+        self._clients -= 1
+        self.hold(self._level)
 
 
-def _keep_time(fire: Callable[[list[float]], object], rate: float, seconds: float, rng: random.Random) -> None:
+def _keep_time(
+    fire: Callable[[list[float]], object], over: threading.Event, traffic: Shape, rng: random.Random
+) -> None:
     """Calls `fire` with the moments that are due. In a thread: an event loop's timers are a millisecond apart, which is
     as long as many an answer takes."""
-    tick = TICK_SECONDS if rate < BUSY_RATE else BUSY_TICK_SECONDS
+    tick = TICK_SECONDS if traffic.highest < BUSY_RATE else BUSY_TICK_SECONDS
     now = start = time.perf_counter()
-    due = start + rng.expovariate(rate)
-    while due < start + seconds:
+    due = start + traffic.next_arrival(0.0, rng)
+    while due < start + traffic.seconds and not over.is_set():
         time.sleep(max(tick, due - now))
         now = time.perf_counter()
         dues = []
-        while due <= now and due < start + seconds:
+        while due <= now and due < start + traffic.seconds:
             dues.append(due)
-            due += rng.expovariate(rate)
+            due = start + traffic.next_arrival(due - start, rng)
         if dues:
             fire(dues)
-
-
-async def _close(pool: list[_Connection]) -> None:
-    for connection in pool:
-        connection.busy = False
-        if connection.transport is not None:
-            connection.transport.abort()
-    await asyncio.sleep(0)

@@ -1,5 +1,5 @@
 """Finds what one replica carries within an objective and derives autoscaling targets: `python -m loadtest.capacity`.
 
-load (client) → measure (one step) → explore (which steps) → analysis (knee, objective) → openloop (Poisson arrivals) →
-derive (targets, as arithmetic) → report, component. `schema` has the records that all of them share.
+run → measure (one step) · explore (which steps) → analysis (knee, objective) · openloop (Poisson arrivals) → derive
+(targets, as arithmetic; sizes) → report, component. `schema` has the records that all of them share.
 """

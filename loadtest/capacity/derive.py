@@ -36,11 +36,14 @@ def limit(findings: Findings) -> tuple[float, str]:
     return min(findings.objective_rps, held), f"min({findings.objective_rps:.1f} closed loop, {held:.1f} {how})"
 
 
+def growth(options: Options, seconds: float) -> float:
+    return float((1 + options.growth_percent_per_second / 100) ** seconds)
+
+
 def trigger(findings: Findings, options: Options, waits: list[Delay]) -> float:
     """The rate at which scaling must begin, so that traffic may grow until new replicas help."""
-    growth = (1 + options.growth_percent_per_second / 100) ** sum(wait.seconds for wait in waits)
     rate = limit(findings)[0]
-    return min(rate / growth, MARGIN * rate)
+    return min(rate / growth(options, sum(wait.seconds for wait in waits)), MARGIN * rate)
 
 
 def derive(
@@ -54,34 +57,32 @@ def derive(
     def line(what: str, arithmetic: str, result: str) -> None:
         lines.append(Line(what, arithmetic, result))
 
-    curve = Curve.of(steps)
     limit_rps, how = limit(findings)
-    line("Rate within the objective, one replica", how, f"{limit_rps:.1f} rps")
-
     reaction = sum(wait.seconds for wait in waits)
-    line("Time until a new replica helps", " + ".join(f"{w.seconds:.4g}" for w in waits), f"{reaction:.1f} s")
-    growth = (1 + options.growth_percent_per_second / 100) ** reaction
-    line("Growth meanwhile", f"(1 + {options.growth_percent_per_second:g}/100)^{reaction:.1f}", f"× {growth:.3f}")
+    grown, percent = growth(options, reaction), options.growth_percent_per_second
     trigger_rps = trigger(findings, options, waits)
-    line(
-        "Rate at which scaling must begin",
-        f"min({limit_rps:.1f} / {growth:.3f}, {MARGIN:g} × {limit_rps:.1f})",
-        f"{trigger_rps:.1f} rps",
-    )
+    arithmetic = f"min({limit_rps:.1f} / {grown:.3f}, {MARGIN:g} × {limit_rps:.1f})"
+    line("Rate within the objective, one replica", how, f"{limit_rps:.1f} rps")
+    line("Time until a new replica helps", " + ".join(f"{w.seconds:.4g}" for w in waits), f"{reaction:.1f} s")
+    line("Growth meanwhile", f"(1 + {percent:g}/100)^{reaction:.1f}", f"× {grown:.3f}")
+    line("Rate at which scaling must begin", arithmetic, f"{trigger_rps:.1f} rps")
 
-    state = steady(curve, trigger_rps, options.slo_p95_ms)
+    state = steady(Curve.of(steps), trigger_rps, options.slo_p95_ms)
     # The least of what is known, so that scaling never begins too late. The knee caps it: beyond, in-flight says how
     # long the queue is, and no longer how much traffic there is.
     known = [
         (state.in_flight, f"E[k] of p(k) ∝ Π {trigger_rps:.1f} / X(j) = {state.in_flight:.2f}"),
-        *_measured(at_trigger),
         (findings.knee_in_flight, f"knee {findings.knee_in_flight:.2f}"),
     ]
+    if at_trigger is not None and at_trigger.requests:
+        # As the server counts, because that is what an HPA reads.
+        told = at_trigger.server.in_flight
+        value, by = (at_trigger.in_flight, "client") if told is None else (told, "server")
+        known.append((value, f"{value:.2f} counted by the {by} with open-loop arrivals"))
     least = min(value for value, _ in known)
+    in_flight, target_rps = _floor_nice(least / (1 + TOLERANCE)), trigger_rps / (1 + TOLERANCE)
     line("In flight at that rate", f"min({', '.join(text for _, text in known)})", f"{least:.2f}")
-    in_flight = _floor_nice(least / (1 + TOLERANCE))
     line("In-flight target", f"{least:.2f} / (1 + tolerance {TOLERANCE:g}), rounded down", f"{in_flight:g}")
-    target_rps = trigger_rps / (1 + TOLERANCE)
     line("Rate target", f"{trigger_rps:.1f} / (1 + {TOLERANCE:g})", f"{target_rps:.1f} rps")
 
     request, cpu_limit, cpu_percent = sizes.cpu(steps, limit_rps, target_rps, line)
@@ -89,12 +90,10 @@ def derive(
     low, high = sizes.replicas(options, limit_rps, target_rps, line)
     return Derivation(
         delays=waits,
-        reaction_seconds=reaction,
-        growth_factor=growth,
+        growth_factor=grown,
         trigger_rps=trigger_rps,
         target_rps=target_rps,
         target_in_flight=in_flight,
-        target_queue_wait_ms=sizes.at_rate(steps, target_rps, lambda step: step.server.queue_wait_ms),
         target_cpu_percent=cpu_percent,
         cpu_request_cores=request,
         cpu_limit_cores=cpu_limit,
@@ -103,17 +102,8 @@ def derive(
         min_replicas=low,
         max_replicas=high,
         lines=lines,
-        notes=_notes(options, growth, in_flight),
+        notes=_notes(growth(options, POLICY_SECONDS), grown, in_flight),
     )
-
-
-def _measured(at_trigger: Step | None) -> list[tuple[float, str]]:
-    """What was in flight with arrivals at that rate: as the server counts, because that is what an HPA reads."""
-    if at_trigger is None or at_trigger.requests == 0:
-        return []
-    told = at_trigger.server.in_flight
-    value, by = (at_trigger.in_flight, "client") if told is None else (told, "server")
-    return [(value, f"{value:.2f} counted by the {by} with open-loop arrivals")]
 
 
 def _floor_nice(value: float) -> float:
@@ -122,22 +112,22 @@ def _floor_nice(value: float) -> float:
     return max(0.01, math.floor(value * scale) / scale)
 
 
-def _notes(options: Options, growth: float, in_flight: float) -> list[str]:
-    notes = []
-    in_a_period = (1 + options.growth_percent_per_second / 100) ** POLICY_SECONDS
-    if in_a_period > POLICY_FACTOR:
-        notes.append(
+def _notes(in_a_period: float, meanwhile: float, in_flight: float) -> list[str]:
+    said = (
+        (
+            in_a_period > POLICY_FACTOR,
             f"Traffic grows × {in_a_period:.2f} in {POLICY_SECONDS:g} s; the HPA's policy (k8s/base) adds at most "
-            f"× {POLICY_FACTOR:g}: give it a faster one, or keep more replicas."
-        )
-    if growth > 3:
-        notes.append(
-            f"Traffic multiplies by {growth:.1f} before a replica helps: scaling follows too late to be the main "
-            "answer. Keep spare replicas (min replicas), pre-pulled images, or refuse the excess."
-        )
-    if in_flight < 3:
-        notes.append(
+            f"× {POLICY_FACTOR:g}: give it a faster one, or keep more replicas.",
+        ),
+        (
+            meanwhile > 3,
+            f"Traffic multiplies by {meanwhile:.1f} before a replica helps: scaling follows too late to be the main "
+            "answer. Keep spare replicas (min replicas), pre-pulled images, or refuse the excess.",
+        ),
+        (
+            in_flight < 3,
             f"A target of {in_flight:g} in flight is a noisy signal when read at an instant: average the gauge over "
-            "a minute (avg_over_time) where the metric is defined, or scale on CPU."
-        )
-    return notes
+            "a minute (avg_over_time) where the metric is defined, or scale on CPU.",
+        ),
+    )
+    return [text for holds, text in said if holds]

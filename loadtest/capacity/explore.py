@@ -1,4 +1,6 @@
-"""Which in-flight to measure next: doubling first, then halving the brackets around the peak and the objective."""
+"""Which in-flight to measure next: doubling first, then halving the brackets around the peak and the objective. Knows
+the steps so far, not how they are measured.
+"""
 
 from collections.abc import Sequence
 
@@ -17,6 +19,7 @@ RESOLUTION = 0.1
 MAX_STEPS = 32
 # A machine so disturbed that more than this would be repeated gives no better numbers by repeating.
 MAX_REPEATS = 4
+Bracket = tuple[int | None, int | None]
 
 
 def next_in_flight(steps: Sequence[Step], options: Options) -> int | None:
@@ -26,16 +29,14 @@ def next_in_flight(steps: Sequence[Step], options: Options) -> int | None:
     if len(steps) >= MAX_STEPS:
         return None
     by_level = merge(steps)
-    levels = list(by_level)
     if _may_double(by_level, options):
-        return min(options.max_in_flight, levels[-1] * 2)
+        return min(options.max_in_flight, max(by_level) * 2)
     doubtful = _doubtful(by_level, options)
     if doubtful is not None:
         return doubtful
     for low, high in (_rising(by_level), _falling(by_level), objective(by_level, options)):
-        middle = _middle(low, high)
-        if middle is not None:
-            return middle
+        if low is not None and high is not None and high - low > max(1, RESOLUTION * high):
+            return (low + high) // 2
     return None
 
 
@@ -43,10 +44,9 @@ def merge(steps: Sequence[Step]) -> dict[int, Step]:
     """Steps by in-flight, ascending. Of two at the same, the faster: what else ran on the machine only adds latency."""
     found: dict[int, Step] = {}
     for step in sorted(steps, key=lambda step: (step.in_flight, step.p95_ms.value)):
-        level = int(step.in_flight)
-        found[level] = (
-            msgspec.structs.replace(found[level], repeats=found[level].repeats + 1) if level in found else step
-        )
+        best = found.setdefault(int(step.in_flight), step)
+        if best is not step:
+            found[int(step.in_flight)] = msgspec.structs.replace(best, repeats=best.repeats + 1)
     return found
 
 
@@ -54,27 +54,20 @@ def _doubtful(by_level: dict[int, Step], options: Options) -> int | None:
     """A step that violates the objective where a heavier load holds it: something else disturbed it, so once more."""
     if sum(step.repeats for step in by_level.values()) >= MAX_REPEATS:
         return None
-    holding = [n for n, s in by_level.items() if s.holds(options.slo_p95_ms, options.allowed_failure_percent / 100)]
-    return next(
-        (n for n, s in by_level.items() if n not in holding and n < max(holding, default=0) and not s.repeats), None
-    )
+    heaviest = max((level for level, step in by_level.items() if step.holds(options)), default=0)
+    doubtful = (n for n, step in by_level.items() if n < heaviest and not step.holds(options) and not step.repeats)
+    return next(doubtful, None)
 
 
 def _may_double(by_level: dict[int, Step], options: Options) -> bool:
-    levels = list(by_level)
-    last = by_level[levels[-1]]
-    if levels[-1] >= options.max_in_flight or any(level & (level - 1) for level in levels):
+    highest = max(by_level)
+    last = by_level[highest]
+    if highest >= options.max_in_flight or any(level & (level - 1) for level in by_level):
         return False
-    if last.holds(options.slo_p95_ms, options.allowed_failure_percent / 100):
+    if last.holds(options):
         return True
     best_before = max((step.rps.value for step in by_level.values() if step is not last), default=0.0)
     return last.failed_share < 0.5 and last.rps.value > GAINING * best_before
-
-
-def _middle(low: int | None, high: int | None) -> int | None:
-    if low is None or high is None or high - low <= max(1, RESOLUTION * high):
-        return None
-    return (low + high) // 2
 
 
 def first_at_peak(by_level: dict[int, Step]) -> int:
@@ -83,13 +76,13 @@ def first_at_peak(by_level: dict[int, Step]) -> int:
     return next(level for level, step in by_level.items() if step.rps.value >= AT_PEAK * best)
 
 
-def _rising(by_level: dict[int, Step]) -> tuple[int | None, int | None]:
+def _rising(by_level: dict[int, Step]) -> Bracket:
     """Where throughput reaches its peak."""
     high = first_at_peak(by_level)
     return max((level for level in by_level if level < high), default=None), high
 
 
-def _falling(by_level: dict[int, Step]) -> tuple[int | None, int | None]:
+def _falling(by_level: dict[int, Step]) -> Bracket:
     """Where throughput falls again, if it does: the best lies between the neighbours of the best so far."""
     best = max(by_level, key=lambda level: by_level[level].rps.value)
     after = min((level for level in by_level if level > best), default=None)
@@ -98,11 +91,11 @@ def _falling(by_level: dict[int, Step]) -> tuple[int | None, int | None]:
     return best, after
 
 
-def objective(by_level: dict[int, Step], options: Options) -> tuple[int | None, int | None]:
+def objective(by_level: dict[int, Step], options: Options) -> Bracket:
     """The largest in-flight within the objective with everything below it within it too, and the next above."""
     low = None
     for level, step in by_level.items():
-        if not step.holds(options.slo_p95_ms, options.allowed_failure_percent / 100):
+        if not step.holds(options):
             return low, level
         low = level
     return low, None

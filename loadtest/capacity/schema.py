@@ -1,12 +1,15 @@
-"""The records of a capacity run, as `report.json` has them. Base units; `_ms` and `_percent` where it says so."""
+"""The records of a capacity run, as `report.json` has them, and its options. Base units but for names that end in
+another (`_ms`, `_percent`).
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 # Raised when a field changes its meaning or goes away; a reader refuses what it does not know.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class ReportError(Exception):
@@ -30,16 +33,13 @@ class ServerSide(msgspec.Struct, frozen=True):
     cpu_cores: float | None = None
     memory_bytes: float | None = None
     in_flight: float | None = None
-    queue_rows: float | None = None
     queue_wait_ms: float | None = None
     run_ms: float | None = None
     batch_rows: float | None = None
     padding_share: float | None = None
     runner_busy_share: float | None = None
     runners: float | None = None
-    rejected: float | None = None
     gpu_utilization: float | None = None
-    gpu_memory_bytes: float | None = None
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -68,9 +68,10 @@ class Step(msgspec.Struct, frozen=True):
         """Requests that were refused or broke, as a share of all."""
         return (self.refused + self.errors) / max(1, self.requests + self.refused + self.errors)
 
-    def holds(self, slo_p95_ms: float, allowed_failures: float) -> bool:
+    def holds(self, options: "Options") -> bool:
         """Whether the objective is met."""
-        return self.requests > 0 and self.p95_ms.value <= slo_p95_ms and self.failed_share <= allowed_failures
+        allowed = options.allowed_failure_percent / 100
+        return self.requests > 0 and self.p95_ms.value <= options.slo_p95_ms and self.failed_share <= allowed
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -80,7 +81,6 @@ class Findings(msgspec.Struct, frozen=True):
     peak_in_flight: float
     knee_in_flight: float
     knee_rps: float
-    knee_rule: str
     objective_in_flight: float | None
     objective_rps: float | None
     open_loop_rps: float | None
@@ -109,12 +109,10 @@ class Derivation(msgspec.Struct, frozen=True):
     """Targets for one replica, and the bounds of the fleet."""
 
     delays: list[Delay]
-    reaction_seconds: float
     growth_factor: float
     trigger_rps: float
     target_rps: float
     target_in_flight: float
-    target_queue_wait_ms: float | None
     target_cpu_percent: int | None
     cpu_request_cores: float | None
     cpu_limit_cores: float | None
@@ -126,27 +124,33 @@ class Derivation(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-class Options(msgspec.Struct, frozen=True):
-    """What was asked for; defaults are README's."""
+def _says(description: str) -> Meta:
+    return Meta(description=description)
 
-    slo_p95_ms: float = 100.0
-    allowed_failure_percent: float = 1.0
-    max_in_flight: int = 512
-    precision_percent: float = 5.0
-    min_step_seconds: float = 2.0
-    max_step_seconds: float = 10.0
-    growth_percent_per_second: float = 1.0
-    scrape_seconds: float = 15.0
-    window_seconds: float = 60.0
-    sync_seconds: float = 15.0
-    pull_seconds: float = 10.0
-    node_seconds: float = 0.0
-    probe_seconds: float = 2.0
-    start_seconds: float | None = None
-    base_rps: float | None = None
-    peak_rps: float | None = None
-    survive: str = "replica"
-    zones: int = 3
+
+class Options(msgspec.Struct, frozen=True):
+    """What was asked for; each field is an option of the command line, with its help."""
+
+    slo_p95_ms: Annotated[float, _says("objective")] = 100.0
+    allowed_failure_percent: Annotated[float, _says("requests that may be refused or fail")] = 1.0
+    max_in_flight: Annotated[int, _says("never more than this")] = 512
+    precision_percent: Annotated[float, _says("a step ends when the 95 %% interval of its rate is this narrow")] = 5.0
+    min_step_seconds: Annotated[float, _says("a step takes at least this")] = 2.0
+    max_step_seconds: Annotated[float, _says("a step ends after this even if not stable")] = 10.0
+    growth_percent_per_second: Annotated[float, _says("how fast traffic may grow while new replicas start")] = 1.0
+    scrape_seconds: Annotated[float, _says("how old the metric may be")] = 15.0
+    window_seconds: Annotated[float, _says("the metric is a mean over this; it is half as old")] = 60.0
+    sync_seconds: Annotated[float, _says("HPA sync period")] = 15.0
+    pull_seconds: Annotated[float, _says("image pull on a new replica's node")] = 10.0
+    node_seconds: Annotated[float, _says("provisioning of a new node; 0: there is room")] = 0.0
+    probe_seconds: Annotated[float, _says("readiness probe period and routing")] = 2.0
+    start_seconds: Annotated[float | None, _says("process start to ready; default: measured")] = None
+    base_rps: Annotated[float | None, _says("the service's traffic at its quietest; default: one replica's target")] = (
+        None
+    )
+    peak_rps: Annotated[float | None, _says("the service's traffic at its highest; default: 10 × base")] = None
+    survive: Annotated[Literal["replica", "zone"], _says("loss that must not break the objective")] = "replica"
+    zones: Annotated[int, _says("zones the replicas are spread over")] = 3
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -173,23 +177,22 @@ class Report(msgspec.Struct, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
-def write(report: Report, path: Path) -> None:
+def write(record: msgspec.Struct, path: Path) -> None:
     """Indented JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def read(path: Path) -> Report:
     """The report in a file. Raises ReportError: one line naming the file and what is wrong with it."""
     try:
         raw: Any = msgspec.json.decode(path.read_bytes())
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ReportError(f"{path}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}")
+        return msgspec.convert(raw, Report)
     except OSError as error:
         raise ReportError(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise ReportError(f"{path}: not JSON: {error}") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ReportError(f"{path}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}")
-    try:
-        return msgspec.convert(raw, Report)
     except msgspec.ValidationError as error:
         raise ReportError(f"{path}: not a capacity report: {error}") from None
+    except msgspec.DecodeError as error:
+        raise ReportError(f"{path}: not JSON: {error}") from None

@@ -1,8 +1,9 @@
 """Requests, limits and replica bounds from what was measured. Arithmetic only; each result says how it came about."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from loadtest.capacity.schema import Options, Step
 
@@ -25,19 +26,13 @@ def at_rate(
 ) -> float | None:
     """A value of the closed-loop steps, interpolated by their rates up to the peak. Below the least loaded step it is
     that step's, or in proportion to the rate."""
-    points: list[tuple[float, float]] = []
+    rates, values = [0.0] if proportional else [], [0.0] if proportional else []
     for step in sorted(steps, key=lambda step: step.in_flight):
         value = of(step)
-        if value is not None and (not points or step.rps.value > points[-1][0]):
-            points.append((step.rps.value, value))
-    if not points:
-        return None
-    if rps <= points[0][0]:
-        return points[0][1] * (rps / points[0][0] if proportional else 1.0)
-    for (low, at_low), (high, at_high) in itertools.pairwise(points):
-        if rps <= high:
-            return at_low + (at_high - at_low) * (rps - low) / (high - low)
-    return points[-1][1]
+        if value is not None and step.rps.value > max(rates, default=0.0):
+            rates.append(step.rps.value)
+            values.append(value)
+    return float(np.interp(rps, rates, values)) if any(rates) else None
 
 
 def cpu(

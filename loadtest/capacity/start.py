@@ -1,19 +1,18 @@
 """How long a replica takes from process start to ready: measured where it can be, else what the server says."""
 
-import os
-import subprocess
+import statistics
 import sys
-import time
 
-from loadtest.benchmark.bench import HOST, ROOT, answers, free_port
-from loadtest.capacity.load import Target
+from loadtest.benchmark.server import HOST, Command, serving
 from loadtest.capacity.scrape import Reading
+from loadtest.connection import Target
 
 TRIES = 3
-TIMEOUT_SECONDS = 120.0
 # Interpreter and imports, before the stages that model_load_seconds counts.
 IMPORT_SECONDS = 1.0
 UNKNOWN_SECONDS = 10.0
+# With the settings of this environment.
+COMMAND = Command([sys.executable, "-m", "app"], "/ready", {"APP_HOST": HOST, "APP_PORT": "{port}"})
 
 
 def start_seconds(target: Target, reading: Reading, given: float | None) -> tuple[float, str]:
@@ -24,36 +23,13 @@ def start_seconds(target: Target, reading: Reading, given: float | None) -> tupl
     if stages is None:
         return UNKNOWN_SECONDS, "assumed: the server does not say (--start-seconds)"
     if target.local:
-        measured = measure()
-        if measured is not None:
-            return measured, f"median of {TRIES} starts of `python -m app` on this machine"
+        try:
+            return statistics.median(_once() for _ in range(TRIES)), f"median of {TRIES} starts of `python -m app` here"
+        except (RuntimeError, OSError):
+            pass  # the settings that the server was started with are not this environment's
     return stages + IMPORT_SECONDS, f"model_load_seconds {stages:.2f} + {IMPORT_SECONDS:g} for imports"
 
 
-def measure() -> float | None:
-    """The median over a few starts of this project's server with this environment's settings; None if it fails."""
-    times = []
-    for _ in range(TRIES):
-        seconds = _once()
-        if seconds is None:
-            return None
-        times.append(seconds)
-    return sorted(times)[len(times) // 2]
-
-
-def _once() -> float | None:
-    port = free_port()
-    env = {**os.environ, "APP_HOST": HOST, "APP_PORT": str(port)}
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app"], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while process.poll() is None and time.perf_counter() - started < TIMEOUT_SECONDS:
-            if answers(f"http://{HOST}:{port}/ready"):
-                return time.perf_counter() - started
-            time.sleep(0.01)
-        return None
-    finally:
-        process.kill()
-        process.wait()
+def _once() -> float:
+    with serving(COMMAND) as running:
+        return running.ready_seconds

@@ -4,6 +4,7 @@ Latencies that follow each other are alike, so the spread of single values would
 ten batches in order of time; the spread between batches has the likeness in it.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -20,17 +21,6 @@ T_95 = 2.262
 MIN_PER_BATCH = 20
 
 
-def interval(of_batches: Values, overall: float) -> Estimate:
-    """`overall`, with an interval from the spread between batches."""
-    spread = float(np.std(of_batches, ddof=1)) / np.sqrt(len(of_batches))
-    return Estimate(overall, T_95 * float(spread))
-
-
-def _sections(values: Values) -> list[Values]:
-    size = len(values) // BATCHES
-    return [values[i * size : (i + 1) * size] for i in range(BATCHES)]
-
-
 def rate(finished: Values, started: float) -> Estimate:
     """Completions per second. Batches have equal counts, not equal times, so that slow servers lose no precision to
     rounding; answers that come in bursts fall into the batch of their burst."""
@@ -39,11 +29,9 @@ def rate(finished: Values, started: float) -> Estimate:
     times = np.sort(finished)
     overall = len(times) / (times[-1] - started) if times[-1] > started else 0.0
     size = len(times) // BATCHES
-    edges = np.concatenate(([started], times[size - 1 : size * BATCHES : size]))
-    widths = np.maximum(np.diff(edges), 1e-9)
+    widths = np.maximum(np.diff(np.concatenate(([started], times[size - 1 : size * BATCHES : size]))), 1e-9)
     # The mean of widths is the inverse of the rate; its relative error is the rate's.
-    relative = float(np.std(widths, ddof=1) / np.mean(widths)) / np.sqrt(BATCHES)
-    return Estimate(float(overall), T_95 * float(relative) * float(overall))
+    return Estimate(float(overall), float(_half_width(widths) / np.mean(widths) * overall))
 
 
 def rate_of(latencies: Values, in_flight: float) -> Estimate:
@@ -60,11 +48,17 @@ def percentile(values: Values, percent: float) -> Estimate:
     return _estimate(values, lambda part: float(np.percentile(part, percent)), MIN_PER_BATCH)
 
 
+def _half_width(of_batches: Values) -> float:
+    return T_95 / math.sqrt(BATCHES) * float(np.std(of_batches, ddof=1))
+
+
 def _estimate(values: Values, of: Callable[[Values], float], least: int) -> Estimate:
     if len(values) == 0:
         return Estimate(float("inf"), float("inf"))
     if len(values) < BATCHES * least:
         # Too few for batches; a server that always takes the same time has still said all there is to say.
-        low, high = float(np.min(values)), float(np.max(values))
-        return Estimate(of(values), (high - low) / 2 if len(values) >= MIN_PER_BATCH else float("inf"))
-    return interval(np.array([of(part) for part in _sections(values)]), of(values))
+        return Estimate(of(values), float(np.ptp(values)) / 2 if len(values) >= MIN_PER_BATCH else float("inf"))
+    size = len(values) // BATCHES
+    return Estimate(
+        of(values), _half_width(np.array([of(part) for part in values[: size * BATCHES].reshape(-1, size)]))
+    )

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from loadtest.capacity.openloop import Array
 from loadtest.shapes import Rate
 from loadtest.simulate.hpa import SYNC_SECONDS, Autoscaler, Metric, Pods
-from loadtest.simulate.replica import Array, Replica
+from loadtest.simulate.replica import Replica
 
-Signal = Literal["inflight", "cpu", "queue"]
+Signal = Literal["inflight", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,13 @@ class Fleet:
     """Cohorts of Pods: how many, when they run and are ready, what each has in flight, its latest samples."""
 
     def __init__(self, replica: Replica, world: World, replicas: int) -> None:
-        self._replica = replica
-        self._world = world
+        self._replica, self._world = replica, world
         self._rng = np.random.default_rng(world.seed)
         self._keep = max(1, round(world.window_seconds / world.scrape_seconds))
-        self.count = np.array([replicas], dtype=np.int64)
-        self.ready_at = np.array([-1e9])
-        self.n = np.zeros(1)
-        self.served = np.zeros(1)
-        self.samples: Array = np.full((1, self._keep), np.nan)
-        self.cpu: Array = np.full(1, np.nan)
+        self.count = np.zeros(0, dtype=np.int64)
+        self.ready_at, self.n, self.served, self.cpu = (np.zeros(0) for _ in range(4))
+        self.samples: Array = np.zeros((0, self._keep))
+        self._add(replicas, ready_at=-1e9)
 
     @property
     def total(self) -> int:
@@ -85,12 +82,7 @@ class Fleet:
     def resize(self, now: float, wanted: int) -> None:
         """Creates Pods, or removes the youngest: not ready ones first, as a ReplicaSet does."""
         if wanted > self.total:
-            delay = self._world.pending_seconds + self._world.start_seconds
-            self.count = np.append(self.count, wanted - self.total)
-            self.ready_at = np.append(self.ready_at, now + delay)
-            self.n, self.served = np.append(self.n, 0.0), np.append(self.served, 0.0)
-            self.samples = np.vstack((self.samples, np.full((1, self._keep), np.nan)))
-            self.cpu = np.append(self.cpu, np.nan)
+            self._add(wanted - self.total, now + self._world.pending_seconds + self._world.start_seconds)
         self._remove(self.total - wanted, from_end=True)
 
     def lose(self, now: float, pods: int) -> None:
@@ -98,6 +90,11 @@ class Fleet:
         before = self.total
         self._remove(min(pods, int(self.count[self.ready_at <= now].sum())), from_end=False)
         self.resize(now, before)
+
+    def _add(self, pods: int, ready_at: float) -> None:
+        self.count, self.ready_at = np.append(self.count, pods), np.append(self.ready_at, ready_at)
+        self.n, self.served, self.cpu = np.append(self.n, 0.0), np.append(self.served, 0.0), np.append(self.cpu, np.nan)
+        self.samples = np.vstack((self.samples, np.full((1, self._keep), np.nan)))
 
     def _remove(self, pods: int, *, from_end: bool) -> None:
         order = range(len(self.count) - 1, -1, -1) if from_end else range(len(self.count))
@@ -124,11 +121,10 @@ class Fleet:
         # The slowest cohort's matters: an objective is not met by half of the fleet.
         return int(pods.sum()), float(p95.max()), float(pods @ n), late_rps, float(pods @ refused)
 
-    def scrape(self, now: float, signal: Signal, cpu_request: float) -> None:
+    def scrape(self, now: float, cpu_request: float) -> None:
         """A sample of every ready Pod."""
-        ready = self.ready_at <= now
-        value = self._value(signal)
-        if self._world.noise and signal == "inflight":
+        ready, value = self.ready_at <= now, self.n
+        if self._world.noise:
             # A gauge read at an instant: as far from its mean as a count of independent things is.
             spread = np.sqrt(np.maximum(value, 0.0) / np.maximum(self.count, 1))
             value = np.maximum(0.0, value + spread * self._rng.standard_normal(len(value)))
@@ -137,17 +133,11 @@ class Fleet:
         cores = np.interp(self.served, self._replica.rates, self._replica.cpu_cores)
         self.cpu = np.where(ready, cores / cpu_request, np.nan)
 
-    def _value(self, signal: Signal) -> Array:
-        if signal == "queue":
-            growing = np.interp(self.n, self._replica.levels, self._replica.wait_at)
-            return np.maximum(growing, np.interp(self.served, self._replica.rates, self._replica.wait_ms))
-        return self.n.copy()
-
     def pods(self, now: float, signal: Signal) -> Pods:
         """What the HPA sees now."""
         running = self.ready_at - self._world.start_seconds <= now
         # CPU takes the last reading; a metric of Prometheus is averaged over a window.
-        columns: npt.NDArray[np.float64] = self.cpu[:, np.newaxis] if signal == "cpu" else self.samples
+        columns = self.cpu[:, np.newaxis] if signal == "cpu" else self.samples
         seen = ~np.isnan(columns).all(axis=1)
         means = np.nanmean(columns[seen], axis=1) if seen.any() else np.zeros(0)
         # A Pod that runs without a sample is missing, one that waits for its node or image is ignored.
@@ -182,7 +172,7 @@ def simulate(
         rps = rate(now)
         ready, p95, in_flight, late, refused = fleet.serve(now, rps, step_seconds)
         if now >= next_scrape:
-            fleet.scrape(now, signal, cpu_request)
+            fleet.scrape(now, cpu_request)
             next_scrape += world.scrape_seconds
         if now >= next_sync:
             also = [] if cpu_target is None else [Metric(cpu_target, fleet.pods(now, "cpu"), cpu=True)]

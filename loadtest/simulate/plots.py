@@ -8,7 +8,7 @@ from loadtest.capacity.plots import PLAIN, axes
 from loadtest.simulate.fleet import Timeline
 from loadtest.simulate.sweep import Trial
 
-MARKERS = {"inflight": "o", "cpu": "s", "queue": "^"}
+MARKERS = {"inflight": "o", "cpu": "s"}
 # On a logarithmic scale nothing has no place.
 LEAST_SHARE = 1e-5
 
@@ -18,13 +18,13 @@ def cost(trials: Sequence[Trial], best: Trial | None, allowed: float) -> Figure:
     figure, plot = axes("Cost against violation", "replica-hours", f"requests in violation ({LEAST_SHARE:g}: none)")
     for signal in dict.fromkeys(trial.signal for trial in trials):
         points = sorted((t.replica_hours, max(t.violation_share, LEAST_SHARE)) for t in trials if t.signal == signal)
-        plot.plot(*zip(*points, strict=True), MARKERS.get(signal, "x"), label=signal, markersize=5, alpha=0.7)
+        plot.plot(*zip(*points, strict=True), MARKERS[signal], label=signal, markersize=5, alpha=0.7)
     plot.axhline(max(allowed, LEAST_SHARE), color="tab:red", linestyle=":", label="allowed")
     if best is not None:
         label = f"cheapest that holds: {best.signal} {best.target:.3g}, at least {best.min_replicas}"
         plot.plot(best.replica_hours, max(best.violation_share, LEAST_SHARE), "k*", markersize=12, label=label)
     plot.set_yscale("log")
-    plot.legend(fontsize=8)
+    plot.legend()
     return figure
 
 
@@ -37,7 +37,7 @@ def timeline(name: str, line: Timeline, slo_ms: float) -> Figure:
     replicas.plot(line.seconds, line.wanted, label="wanted", drawstyle="steps-post")
     replicas.plot(line.seconds, line.ready, label="ready", drawstyle="steps-post")
     replicas.set(ylabel="replicas")
-    replicas.legend(fontsize=8)
+    replicas.legend()
     latency.plot(line.seconds, line.p95_ms)
     latency.axhline(slo_ms, color="tab:red", linestyle=":")
     latency.set(ylabel="p95, ms", xlabel="seconds", yscale="log")

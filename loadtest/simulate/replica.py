@@ -1,16 +1,14 @@
 """What one replica does with a load, from a capacity report: tables that many replicas look up at once."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from loadtest.capacity import sizes
-from loadtest.capacity.openloop import Curve, steady
-from loadtest.capacity.schema import Report, Step
+from loadtest.capacity.openloop import Array, Curve, steady
+from loadtest.capacity.schema import Report
 
-Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 # Rates of the tables, as shares of the peak: fine where queues begin to grow.
@@ -32,39 +30,33 @@ class Replica:
     p95_ms: Array
     late: Array
     cpu_cores: Array
-    wait_ms: Array
     levels: Array
     throughput: Array
     p95_at: Array
     late_at: Array
-    wait_at: Array
 
     @staticmethod
     def of(report: Report, bound: int = BOUND) -> "Replica":
         """From the closed-loop steps of a report."""
-        curve = Curve.of(report.steps, max(bound, int(max(step.in_flight for step in report.steps))))
-        late = curve.late_share(report.options.slo_p95_ms)
-        states = [steady(curve, rate, report.options.slo_p95_ms, late) for rate in _GRID * curve.peak_rps]
-        levels = np.arange(curve.bound + 1, dtype=np.float64)
-        waits = _waits(report.steps, curve, levels)
-        # Of an arrival that finds k there, and makes it k + 1.
-        seen = [curve.probabilities(rate)[:-1] for rate in _GRID * curve.peak_rps]
+        slo_ms, steps = report.options.slo_p95_ms, report.steps
+        curve = Curve.of(steps, max(bound, int(max(step.in_flight for step in steps))))
+        rates, late = _GRID * curve.peak_rps, 1.0 - curve.within(slo_ms)
+        states = [steady(curve, rate, slo_ms) for rate in rates]
+        cores = [sizes.at_rate(steps, rate, lambda s: s.server.cpu_cores, proportional=True) or 0.0 for rate in rates]
         return Replica(
-            slo_ms=report.options.slo_p95_ms,
+            slo_ms=slo_ms,
             bound=curve.bound,
             peak_rps=curve.peak_rps,
             peak_at=float(np.argmax(curve.throughput) + 1),
-            rates=_GRID * curve.peak_rps,
+            rates=rates,
             in_flight=np.array([state.in_flight for state in states]),
             p95_ms=np.array([state.p95_ms for state in states]),
             late=np.array([state.late_share for state in states]),
-            cpu_cores=_by_rate(report.steps, _GRID * curve.peak_rps, lambda step: step.server.cpu_cores),
-            wait_ms=np.array([p @ waits[1:] / p.sum() for p in seen]),
-            levels=levels,
+            cpu_cores=np.array(cores),
+            levels=np.arange(curve.bound + 1, dtype=np.float64),
             throughput=np.concatenate(([0.0], curve.throughput)),
             p95_at=np.concatenate((curve.p95_ms[:1], curve.p95_ms)),
             late_at=np.concatenate((late[:1], late)),
-            wait_at=waits,
         )
 
     def step(self, n: Array, rps: float, seconds: float) -> tuple[Array, Array, Array, Flags]:
@@ -89,20 +81,3 @@ class Replica:
         p95 = np.where(is_steady, np.interp(rps, self.rates, self.p95_ms), np.interp(n, self.levels, self.p95_at))
         late = np.where(is_steady, np.interp(rps, self.rates, self.late), np.interp(n, self.levels, self.late_at))
         return p95, late
-
-
-def _by_rate(steps: Sequence[Step], rates: Array, of: Callable[[Step], float | None]) -> Array:
-    """Zeros if the server does not say."""
-    return np.array([sizes.at_rate(steps, rate, of, proportional=True) or 0.0 for rate in rates])
-
-
-def _waits(steps: Sequence[Step], curve: Curve, levels: Array) -> Array:
-    """Queue wait in ms by what is in flight: the server's own, else what a request takes longer than alone."""
-    told = [(s.in_flight, s.server.queue_wait_ms) for s in steps if s.server.queue_wait_ms is not None]
-    if len(told) >= 2:
-        told.sort()
-        at, waits = (np.array(column, dtype=np.float64) for column in zip(*told, strict=True))
-        # Beyond the last measured, who comes waits for all before.
-        extra = np.maximum(0.0, levels - at[-1]) / curve.throughput[-1] * 1e3
-        return np.asarray(np.interp(levels, at, waits) + extra, dtype=np.float64)
-    return np.concatenate(([0.0], np.maximum(0.0, curve.mean_ms - curve.mean_ms[0])))

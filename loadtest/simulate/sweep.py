@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from loadtest.capacity.component import second_cpu_percent
-from loadtest.capacity.schema import Report
+from loadtest.capacity.schema import Derivation
 from loadtest.shapes import Shape
 from loadtest.simulate.fleet import Signal, Timeline, World, simulate
-from loadtest.simulate.hpa import Autoscaler, Behavior
+from loadtest.simulate.hpa import DEPLOYED, Autoscaler
 from loadtest.simulate.replica import Replica
 
 # Of the derived target.
@@ -24,7 +23,7 @@ class Trial(msgspec.Struct, frozen=True):
     """One setting over all traces. `violation_share` is the worst trace's, replica-hours are summed. `cpu_target`: of
     CPU as a second metric."""
 
-    signal: str
+    signal: Signal
     target: float
     min_replicas: int
     cpu_target: float | None
@@ -39,46 +38,33 @@ class Trial(msgspec.Struct, frozen=True):
 class Setup:
     """What does not change between trials."""
 
-    report: Report
+    targets: Derivation
     replica: Replica
     world: World
     shapes: Sequence[Shape]
     max_replicas: int
     allowed_violation: float
-    behavior: Behavior
-
-    @property
-    def cpu_request(self) -> float:
-        assert self.report.derivation is not None
-        return self.report.derivation.cpu_request_cores or 1.0
 
     def derived_target(self, signal: Signal) -> float | None:
-        """The report's target for a signal, in the signal's unit: in flight, share of the request, milliseconds."""
-        targets = self.report.derivation
-        assert targets is not None
+        """The report's target for a signal, in the signal's unit: in flight, share of the request."""
         if signal == "inflight":
-            return targets.target_in_flight
-        if signal == "cpu":
-            return None if targets.target_cpu_percent is None else targets.target_cpu_percent / 100
-        return float(np.interp(targets.target_rps, self.replica.rates, self.replica.wait_ms)) or None
+            return self.targets.target_in_flight
+        return None if self.targets.target_cpu_percent is None else self.targets.target_cpu_percent / 100
 
 
 def run(
     setup: Setup, signal: Signal, target: float, min_replicas: int, shape: Shape, cpu_target: float | None = None
 ) -> Timeline:
     """One setting over one trace. It begins as if its load had been there for long."""
-    scaler = Autoscaler(min_replicas, setup.max_replicas, target, setup.behavior, cpu=signal == "cpu")
-    targets = setup.report.derivation
-    assert targets is not None
-    settled = math.ceil(shape.rate(0.0) / targets.target_rps)
+    settled = math.ceil(shape.rate(0.0) / setup.targets.target_rps)
     return simulate(
         setup.replica,
-        scaler,
+        Autoscaler(min_replicas, setup.max_replicas, target, DEPLOYED, cpu=signal == "cpu"),
         setup.world,
         shape.rate,
         shape.seconds,
         signal=signal,
-        cpu_request=setup.cpu_request,
+        cpu_request=setup.targets.cpu_request_cores or 1.0,
         cpu_target=cpu_target,
         replicas=min(setup.max_replicas, max(min_replicas, settled)),
         step_seconds=min(setup.world.sync_seconds / 5, max(LEAST_STEP_SECONDS, shape.seconds / MOST_STEPS)),
@@ -104,11 +90,9 @@ def trial(setup: Setup, signal: Signal, target: float, min_replicas: int, cpu_ta
 
 def generated(setup: Setup, min_replicas: int) -> list[Trial]:
     """The HPAs of the components that the capacity run wrote: in flight with CPU beside it, and CPU alone."""
-    percent = setup.report.derivation.target_cpu_percent if setup.report.derivation else None
-    in_flight, cpu = setup.derived_target("inflight"), setup.derived_target("cpu")
-    assert in_flight is not None
+    percent, cpu = setup.targets.target_cpu_percent, setup.derived_target("cpu")
     beside = None if percent is None else second_cpu_percent(percent) / 100
-    found = [trial(setup, "inflight", in_flight, min_replicas, beside)]
+    found = [trial(setup, "inflight", setup.targets.target_in_flight, min_replicas, beside)]
     return found if cpu is None else [*found, trial(setup, "cpu", cpu, min_replicas)]
 
 

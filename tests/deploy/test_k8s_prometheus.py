@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from tests.deploy.test_k8s_rules import (
     adapter_query,
     alerts,

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from tests.process import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")

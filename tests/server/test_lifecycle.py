@@ -29,7 +29,7 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from tests.onnx_models import save, tensor
 from tests.process import ROOT, START_SECONDS, ServerProcess
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from tests import onnx_models
 from tests.process import BUNDLED, ServerProcess
 

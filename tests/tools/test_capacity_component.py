@@ -60,12 +60,10 @@ spec:
 """
 TARGETS = Derivation(
     delays=[],
-    reaction_seconds=45.0,
     growth_factor=1.5,
     trigger_rps=800.0,
     target_rps=727.0,
     target_in_flight=2.9,
-    target_queue_wait_ms=1.0,
     target_cpu_percent=64,
     cpu_request_cores=1.9,
     cpu_limit_cores=2.0,
@@ -81,7 +79,7 @@ REPORT = Report(
     options=Options(),
     steps=[],
     open_loop=[],
-    findings=Findings(1000.0, 16.0, 8.0, 950.0, "rule", 12.0, 980.0, 900.0, "cpu", "why", []),
+    findings=Findings(1000.0, 16.0, 8.0, 950.0, 12.0, 980.0, 900.0, "cpu", "why", []),
     derivation=TARGETS,
 )
 
@@ -260,6 +258,6 @@ def test_bounds_that_are_guesses_say_so_and_measured_ones_do_not(tmp_path):
     component.write(msgspec.structs.replace(REPORT, options=options), tmp_path / "given")
     for file in ("cpu/hpa.yaml", "keda/scaledobject.yaml"):
         guessed = (tmp_path / "guessed" / file).read_text()
-        assert "A guess: --base-rps was not given" in guessed
-        assert "A guess: --peak-rps was not given" in guessed
+        assert "guess: --base-rps was not given" in guessed
+        assert "guess: --peak-rps was not given" in guessed
         assert "guess" not in (tmp_path / "given" / file).read_text()

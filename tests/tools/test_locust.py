@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from loadtest.texts import MIX, mixed
 from tests.process import ROOT
 

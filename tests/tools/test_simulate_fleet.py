@@ -1,6 +1,6 @@
 """The simulated fleet: steady states, queues, delays, losses, sweeps. Times are the simulator's own."""
 
-import csv
+import random
 
 import msgspec
 import numpy as np
@@ -10,10 +10,11 @@ from loadtest import shapes
 from loadtest.capacity import analysis, derive, schema
 from loadtest.capacity.schema import Estimate, Options, Report, Run, ServerSide, Step
 from loadtest.shapes import ShapeError, shape
-from loadtest.simulate import __main__ as command
+from loadtest.simulate import command
 from loadtest.simulate.fleet import Fleet, World, simulate
 from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Rules
 from loadtest.simulate.replica import Replica
+from loadtest.simulate.report import Simulation
 
 STILL = Behavior(up=Rules(0, (), "Disabled"), down=Rules(0, (), "Disabled"))
 WORLD = World(scrape_seconds=15, window_seconds=15, pending_seconds=10, start_seconds=5, noise=False)
@@ -92,13 +93,13 @@ def test_a_new_replica_helps_only_after_it_is_pending_and_started(replica):
 def test_the_hpa_sees_pending_pods_as_ignored_and_started_ones_without_a_sample_as_missing(replica):
     fleet = Fleet(replica, WORLD, 2)
     fleet.serve(0.0, 100.0, 1.0)
-    fleet.scrape(0.0, "inflight", 1.0)
+    fleet.scrape(0.0, 1.0)
     fleet.resize(1.0, 5)
     assert fleet.pods(2.0, "inflight").ignored == 3
     assert fleet.pods(12.0, "inflight").missing == 3
     assert fleet.pods(12.0, "cpu").missing == 3
     fleet.serve(17.0, 100.0, 1.0)
-    fleet.scrape(17.0, "inflight", 1.0)
+    fleet.scrape(17.0, 1.0)
     seen = fleet.pods(17.0, "inflight")
     assert (len(seen.values), seen.missing, seen.ignored) == (5, 0, 0)
 
@@ -149,6 +150,16 @@ def test_noise_is_the_same_for_a_seed(replica):
     assert first.wanted == second.wanted
 
 
+def test_arrivals_of_a_shape_come_at_its_rate_and_no_later_than_its_end():
+    made, rng, at, times = shape("step", 10.0, 50.0, 100.0), random.Random(3), 0.0, []
+    while (at := made.next_arrival(at, rng)) <= made.seconds:
+        times.append(at)
+    # 10 a second in its outer halves, 50 between; the deviation of a Poisson count is its square root.
+    inside = sum(25 <= at < 75 for at in times)
+    assert inside == pytest.approx(2500, abs=200)
+    assert len(times) - inside == pytest.approx(500, abs=90)
+
+
 @pytest.mark.parametrize("name", [name for name in shapes.NAMES if name != "csv"])
 def test_shapes_stay_between_base_and_peak_and_reach_the_peak(name):
     made = shape(name, 10.0, 50.0, 100.0)
@@ -184,22 +195,24 @@ def test_a_bad_trace_is_one_line_that_names_file_and_row(tmp_path, text, says):
     assert says in str(caught.value)
 
 
-def test_the_command_picks_the_cheapest_that_holds_and_draws_it(report, tmp_path, capsys):
+def test_the_command_picks_the_cheapest_that_holds_and_draws_every_trace(report, tmp_path, capsys):
     schema.write(report, tmp_path / "report.json")
-    trace = tmp_path / "calm.csv"
-    with trace.open("w", newline="") as file:
-        csv.writer(file).writerows([("seconds", "rate"), (0, 100), (600, 200), (1200, 100)])
-    code = command.main([str(tmp_path / "report.json"), "--trace", str(trace), "--out", str(tmp_path / "out")])
-    assert code == 0
-    result = msgspec.json.decode((tmp_path / "out" / "simulation.json").read_bytes(), type=command.Simulation)
+    arguments = [str(tmp_path / "report.json"), "--out", str(tmp_path / "out")]
+    for name in ("day1", "day2"):
+        (tmp_path / f"{name}.csv").write_text("seconds,rate\n0,100\n150,200\n300,100\n")
+        arguments += ["--trace", str(tmp_path / f"{name}.csv")]
+    assert command.main(arguments) == 0
+    result = msgspec.json.decode((tmp_path / "out" / "simulation.json").read_bytes(), type=Simulation)
     assert result.derived_holds
     holding = [trial for trial in result.trials if trial.holds]
     assert result.best in holding
     assert result.best.replica_hours == min(trial.replica_hours for trial in holding)
-    assert {trial.signal for trial in result.trials} == {"inflight", "cpu", "queue"}
-    assert (tmp_path / "out" / "simulation.html").read_text().count("<svg") == 3
+    assert {trial.signal for trial in result.trials} == {"inflight", "cpu"}
     # The HPAs as the generated components have them: in flight with CPU beside it, and CPU alone.
     assert [(each.signal, each.cpu_target is None) for each in result.generated] == [("inflight", False), ("cpu", True)]
+    assert (tmp_path / "out" / "simulation.html").read_text().count("<svg") == 5
+    figures = {path.stem for path in (tmp_path / "out").glob("trace-*.png")}
+    assert figures == {f"trace-{signal}-{name}" for signal in ("inflight", "cpu") for name in ("day1", "day2")}
     said = capsys.readouterr().out
     assert "component/inflight holds" in said
     assert "component/cpu holds" in said
@@ -213,17 +226,6 @@ def test_cpu_as_a_second_metric_scales_where_the_first_does_not(replica):
     )
     assert max(alone.wanted) == 1
     assert max(beside.wanted) == 2
-
-
-def test_every_trace_has_its_figure(report, tmp_path, capsys):
-    schema.write(report, tmp_path / "report.json")
-    arguments = [str(tmp_path / "report.json"), "--signals", "inflight", "--out", str(tmp_path / "out")]
-    for name in ("day1", "day2"):
-        (tmp_path / f"{name}.csv").write_text("0,100\n120,150\n")
-        arguments += ["--trace", str(tmp_path / f"{name}.csv")]
-    assert command.main(arguments) == 0
-    figures = {path.stem for path in (tmp_path / "out").glob("trace-*.png")}
-    assert figures == {f"trace-{signal}-{name}" for signal in ("inflight", "cpu") for name in ("day1", "day2")}
 
 
 def test_the_command_refuses_a_report_without_targets(report, tmp_path, capsys):

@@ -7,10 +7,10 @@ import pytest
 
 from loadtest.capacity.load import Client, Target
 from loadtest.shapes import shape
-from loadtest.simulate import reality
-from loadtest.simulate.balancer import Balancer, standin
-from loadtest.simulate.compare import Observed, compare
 from loadtest.simulate.fleet import Timeline
+from tests.tools import reality
+from tests.tools.balancer import Balancer, standin
+from tests.tools.compare import Observed, compare
 
 
 async def test_the_balancer_spreads_requests_evenly_and_loses_none_when_a_replica_stops():

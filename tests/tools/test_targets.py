@@ -2,8 +2,7 @@
 
 import pytest
 
-from loadtest.benchmark import bench
-from loadtest.benchmark.targets import client_cpu_ms, queue_p99_ms, table, targets
+from loadtest.benchmark.targets import CONNECTIONS, OVERLOADS, client_cpu_ms, queue_p99_ms, table, targets
 
 
 @pytest.fixture
@@ -27,8 +26,8 @@ def report():
         "ceiling_after": ceiling,
         "floor": {1: {**load, "p50_ms": 1.0}, 64: {**load, "requests_per_second": 1000.0}},
         "free_model": {1: {**load, "requests_per_second": 500.0}, 2: load},
-        "closed": dict.fromkeys(bench.CONNECTIONS, load),
-        "open": dict.fromkeys(bench.OVERLOADS, load),
+        "closed": dict.fromkeys(CONNECTIONS, load),
+        "open": dict.fromkeys(OVERLOADS, load),
         "open_100": {2.0: load},
         "half_load": load,
         "open_capacity": 100.0,

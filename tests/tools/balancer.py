@@ -6,11 +6,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
-from loadtest.simulate.standin import read_request
+from tests.process import ROOT
+from tests.tools.standin import read_request
 
-ROOT = Path(__file__).parent.parent.parent
 UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -140,4 +139,4 @@ class Balancer:
 
 def standin(servers: int, seconds: float) -> list[str]:
     """The command of a replica that sleeps."""
-    return [sys.executable, "-m", "loadtest.simulate.standin", "--servers", str(servers), "--seconds", str(seconds)]
+    return [sys.executable, "-m", "tests.tools.standin", "--servers", str(servers), "--seconds", str(seconds)]

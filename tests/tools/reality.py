@@ -1,4 +1,4 @@
-"""The simulator beside reality: `python -m loadtest.simulate.reality`. About two minutes on two CPUs.
+"""The simulator beside reality: `python -m tests.tools.reality`. About two minutes on two CPUs.
 
 Measures one real replica process with loadtest.capacity, simulates a fleet of them under the HPA, then runs that fleet
 as processes behind a balancer with the same HPA deciding. One plot has both, with the error. Times are a tenth of a
@@ -18,15 +18,16 @@ import numpy as np
 import uvloop
 from matplotlib.figure import Figure
 
-from loadtest.capacity import __main__ as capacity
-from loadtest.capacity.load import Client, Target
+from loadtest.capacity import run as capacity
 from loadtest.capacity.schema import Options, Report
+from loadtest.client import Client
+from loadtest.connection import Answers, Target
 from loadtest.shapes import Shape, shape
-from loadtest.simulate.balancer import Balancer, standin
-from loadtest.simulate.compare import Errors, Observed, compare, plot, words
 from loadtest.simulate.fleet import Timeline, World, simulate
 from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Policy, Rules
 from loadtest.simulate.replica import Replica
+from tests.tools.balancer import Balancer, standin
+from tests.tools.compare import Errors, Observed, compare, plot, words
 
 SERVERS, SERVICE_SECONDS = 4, 0.08
 SCALE = 10.0
@@ -67,7 +68,7 @@ async def measure() -> tuple[Report, float]:
         seconds = time.perf_counter() - started
         # Through the balancer, because its own time is part of every latency that will be observed.
         target = Target.of(f"http://127.0.0.1:{balancer.port}/")
-        return await capacity.run(target, options(seconds), b"{}", "none", quiet=True), seconds
+        return await capacity.run(target, options(seconds), b"{}"), seconds
 
 
 def autoscaler(report: Report) -> Autoscaler:
@@ -85,13 +86,13 @@ async def observe(report: Report, traffic: Shape, world: World) -> Observed:
         client = Client(target, [target.post(b"{}")])
         start = time.perf_counter()
         control = asyncio.create_task(_control(balancer, scaler, world, seen, start))
-        await client.arrive(traffic)
+        samples = Answers()
+        await client.arrive(traffic, samples)
         control.cancel()
         await asyncio.gather(control, return_exceptions=True)
         await client.close()
-        samples = client.samples
-    seen.due = [at - waited - start for at, waited in zip(samples.finished, samples.seconds, strict=True)]
-    seen.latency_ms = [waited * 1e3 for waited in samples.seconds]
+    seen.due = [at - waited - start for at, waited in zip(samples.finished, samples.latencies, strict=True)]
+    seen.latency_ms = [waited * 1e3 for waited in samples.latencies]
     return seen
 
 
@@ -156,7 +157,7 @@ async def run(seconds: float, base: float, peak: float) -> tuple[Errors, Figure]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the error; writes reality.png and reality.json."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.simulate.reality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.reality", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--base-rps", type=float, default=40.0)
     parser.add_argument("--peak-rps", type=float, default=240.0)

@@ -1,4 +1,4 @@
-"""A replica to compare the simulator with: `python -m loadtest.simulate.standin --servers 4 --seconds 0.08`.
+"""A replica to compare the simulator with: `python -m tests.tools.standin --servers 4 --seconds 0.08`.
 
 Some requests at once, each takes its time asleep, so that many fit on a machine with few CPUs. Prints its port when it
 listens.
