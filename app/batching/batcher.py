@@ -161,6 +161,7 @@ class Batcher:
         # The event loop goes first: it must refuse and hand out what is done while every core computes.
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), RUNNER_NICE)
+        runner.free = time.monotonic()
         while entries := self._take(runner):
             started = runner.since = time.monotonic()
             for entry in entries:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from app.telemetry.metrics import ROUTES, GpuMetrics, Metrics
+from app.http.routes import LABELS
+from app.telemetry.metrics import GpuMetrics, Metrics
 from tests.manifests import K8S, Object, tool
 
 # Of kube-state-metrics, which the monitoring component's header asks for.
@@ -94,7 +95,7 @@ def queries() -> dict[str, str]:
 
 def known_samples() -> dict[str, set[str]]:
     """Sample names of the service's metrics, with the labels each has."""
-    metrics = Metrics()
+    metrics = Metrics(LABELS)
     metrics.info.labels("n", "v", "d", "cpu", "int8")
     gpu_registry = CollectorRegistry()
     gpu = GpuMetrics(gpu_registry)
@@ -137,7 +138,7 @@ def test_every_label_that_is_matched_exists_with_that_value(where: str) -> None:
             if label in values:
                 assert re.fullmatch(values[label], value.split("|")[0])
     for reason in re.findall(r'reason=~"([^"]*)"', queries()[where]):
-        text = Metrics().render().decode()
+        text = Metrics(LABELS).render().decode()
         for each in reason.split("|"):
             assert f'inference_rejected_total{{reason="{each}"}}' in text
 
@@ -337,9 +338,9 @@ def test_every_alert_is_tested_fired_and_not_fired() -> None:
 
 def test_the_latency_alerts_have_a_bucket_at_their_objective() -> None:
     """Or the quantile is interpolated across it, and the alert fires early or late."""
-    text = Metrics().render().decode()
+    text = Metrics(LABELS).render().decode()
     for alert, metric in (
-        ("InferenceLatency", f'{DURATION}_bucket{{le="%s",route="{ROUTES[0]}"}}'),
+        ("InferenceLatency", f'{DURATION}_bucket{{le="%s",route="{LABELS[0]}"}}'),
         ("InferenceQueueWait", WAIT + '_bucket{le="%s"}'),
     ):
         bound = alerts()[alert]["expr"].split(">")[1].strip()
