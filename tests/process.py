@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import httpx
 
@@ -17,13 +20,31 @@ BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
 
 
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
 class ServerProcess:
     """`python -m app` with the given settings, as a context manager; `logs()` and `errors()` have what it wrote."""
 
     # Settings of every server that does not say otherwise.
     defaults: ClassVar[dict[str, object]] = {}
 
-    def __init__(self, model_dir: Path = BUNDLED, *, cwd: Path = ROOT, **settings: object) -> None:
+    def __init__(
+        self,
+        model_dir: Path = BUNDLED,
+        *,
+        cwd: Path = ROOT,
+        output: int | Literal["closed"] | None = None,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
+        """output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
+
+        environment: variables besides the settings.
+        """
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
         chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
         chosen |= {f"APP_{name.upper()}": str(value) for name, value in (self.defaults | settings).items()}
@@ -31,9 +52,15 @@ class ServerProcess:
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app"], cwd=cwd, env={**clean, **chosen}, stdout=self._out, stderr=self._err
+            [sys.executable, "-m", "app"],
+            cwd=cwd,
+            env={**clean, **chosen, **(environment or {})},
+            stdout=output if isinstance(output, int) else self._out,
+            stderr=self._err,
+            preexec_fn=partial(os.close, 1) if output == "closed" else None,
         )
-        self._port: int | None = None
+        port = settings.get("port")
+        self._port = port if isinstance(port, int) and port else None
 
     def __enter__(self) -> "ServerProcess":
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from app.http.routes import LABELS
 from app.telemetry.metrics import GpuMetrics, Metrics
@@ -138,7 +138,7 @@ def test_every_label_that_is_matched_exists_with_that_value(where: str) -> None:
             if label in values:
                 assert re.fullmatch(values[label], value.split("|")[0])
     for reason in re.findall(r'reason=~"([^"]*)"', queries()[where]):
-        text = Metrics(LABELS).render().decode()
+        text = generate_latest(Metrics(LABELS).registry).decode()
         for each in reason.split("|"):
             assert f'inference_rejected_total{{reason="{each}"}}' in text
 
@@ -338,7 +338,7 @@ def test_every_alert_is_tested_fired_and_not_fired() -> None:
 
 def test_the_latency_alerts_have_a_bucket_at_their_objective() -> None:
     """Or the quantile is interpolated across it, and the alert fires early or late."""
-    text = Metrics(LABELS).render().decode()
+    text = generate_latest(Metrics(LABELS).registry).decode()
     for alert, metric in (
         ("InferenceLatency", f'{DURATION}_bucket{{le="%s",route="{LABELS[0]}"}}'),
         ("InferenceQueueWait", WAIT + '_bucket{le="%s"}'),

@@ -159,6 +159,32 @@ def test_the_exit_code_survives_another_way_of_serving(settings, code, says):
     assert "Traceback" not in ended.stderr
 
 
+SERVE_WITH_DEPENDENCIES = """
+import uvicorn
+from fastapi import Depends
+from app.main import create_app
+app = create_app()
+app.router.dependencies.append(Depends(lambda: None))
+uvicorn.run(app, port=0)
+"""
+
+
+def test_dependencies_that_inference_would_not_have_are_exit_code_2_and_one_line():
+    ended = subprocess.run(
+        [sys.executable, "-c", SERVE_WITH_DEPENDENCIES],
+        cwd=ROOT,
+        env={**os.environ, "APP_PROVIDER": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 2
+    line = only_line(ended.stderr)
+    assert "dependencies" in line
+    assert "add_middleware" in line
+
+
 SERVE_WITH_LOG = """
 import sys
 from pathlib import Path

@@ -1,13 +1,13 @@
 """A server of several processes, as real ones: what holds for one process holds for them together.
 
-The tests of one process's life that are imported here run again, against two HTTP processes and an engine.
+Tests of one process's life run again here where the engine has a part in it; what a connection alone decides cannot
+differ.
 """
 
 import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,27 +17,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.process import ServerProcess
+from tests.process import ROOT, ServerProcess
 
-# Fixtures and tests of another module are collected by being named here.
-from tests.server.test_lifecycle import (  # noqa: F401
-    pool,
-    test_a_client_that_is_killed_while_it_sends_is_forgotten,
-    test_a_client_that_is_killed_while_its_row_runs_is_forgotten,
-    test_a_drain_lasts_no_longer_than_it_may,
-    test_a_runner_that_hangs_makes_the_process_not_live,
-    test_a_second_signal_ends_the_process_without_waiting,
-    test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it,
-    test_a_slow_body_is_given_until_the_deadline_and_no_longer,
-    test_an_idle_server_ends_at_once_with_exit_code_0,
-    test_rows_that_wait_too_long_are_refused_at_their_deadline_and_not_run,
-    test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run,
-    test_under_load_a_signal_loses_no_accepted_request,
-    test_what_runs_and_what_waits_is_answered_before_the_process_ends,
-    test_while_the_gate_runs_the_server_is_live_and_not_ready_and_says_at_which_stage,
-    turner,
-    turning_server,
-)
+# A fixture of another module is found by being named here.
+from tests.server import test_lifecycle as life
+from tests.server.test_lifecycle import pool, turner  # noqa: F401
 
 PROCESSES = 2
 TEXTS = [f"a calm and ordinary morning, number {number}" for number in range(40)]
@@ -56,7 +40,7 @@ def server(several: None) -> Iterator[ServerProcess]:
         yield running.ready()
 
 
-def fronts(server: ServerProcess) -> list[psutil.Process]:
+def workers(server: ServerProcess) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
@@ -65,7 +49,7 @@ def ask(server: ServerProcess, text: str) -> httpx.Response:
     return httpx.post(f"{server.url}/predict", json={"text": text}, timeout=60)
 
 
-def each_front(server: ServerProcess, path: str) -> list[httpx.Response]:
+def each_worker(server: ServerProcess, path: str) -> list[httpx.Response]:
     """Answers on so many connections that no process is left out, but for one time in a million."""
     return [httpx.get(f"{server.url}{path}", timeout=60) for _ in range(20)]
 
@@ -91,11 +75,11 @@ def test_the_answers_are_those_of_one_process(server: ServerProcess) -> None:
 
 
 def test_connections_are_dealt_out_to_all_processes(server: ServerProcess) -> None:
-    before = [process.cpu_times().user for process in fronts(server)]
+    before = [process.cpu_times().user for process in workers(server)]
     assert len(before) == PROCESSES
     for _ in range(10):
-        each_front(server, "/v2/models/sentiment")
-    after = [process.cpu_times().user for process in fronts(server)]
+        each_worker(server, "/v2/models/sentiment")
+    after = [process.cpu_times().user for process in workers(server)]
     assert all(now > then for then, now in zip(before, after, strict=True))
 
 
@@ -116,7 +100,7 @@ def test_metrics_and_statistics_are_whole_whichever_process_is_asked(server: Ser
         assert all(answer.status_code == 200 for answer in together.map(lambda text: ask(server, text), TEXTS))
     after = count()
     assert [now - then for then, now in zip(before, after, strict=True)] == [len(TEXTS)] * 5
-    for answer in each_front(server, "/metrics"):
+    for answer in each_worker(server, "/metrics"):
         found = samples(answer.text)
         assert (found["inference_requests_in_flight{}"], found["inference_queue_rows{}"], found["model_ready{}"]) == (
             0, 0, 1,
@@ -127,17 +111,17 @@ def test_metrics_and_statistics_are_whole_whichever_process_is_asked(server: Ser
 def test_every_process_is_ready_before_any_says_so() -> None:
     with ServerProcess() as starting:
         starting.ready()
-        assert {answer.status_code for answer in each_front(starting, "/ready")} == {200}
+        assert {answer.status_code for answer in each_worker(starting, "/ready")} == {200}
         assert [line["event"] for line in starting.logs()].count("ready") == 1
         assert {ask(starting, text).status_code for text in TEXTS} == {200}
 
 
-def test_a_front_end_that_is_killed_takes_the_server_down_with_an_error_and_without_orphans() -> None:
+def test_an_http_worker_that_is_killed_takes_the_server_down_with_an_error_and_without_orphans() -> None:
     with ServerProcess().ready() as dying:
-        processes = fronts(dying)
+        processes = workers(dying)
         processes[0].send_signal(signal.SIGKILL)
         assert dying.wait() == 1
-        assert [line for line in dying.logs() if line["event"] == "a worker end ended"]
+        assert [line for line in dying.logs() if line["event"] == "an HTTP worker ended"]
         psutil.wait_procs(processes, 60)
         assert not any(process.is_running() for process in processes)
 
@@ -145,32 +129,64 @@ def test_a_front_end_that_is_killed_takes_the_server_down_with_an_error_and_with
 def test_a_signal_to_all_processes_at_once_is_one_signal() -> None:
     with ServerProcess(drain_delay_seconds=1).ready() as ending, httpx.Client(base_url=ending.url) as client:
         assert client.post("/predict", json={"text": TEXTS[0]}).status_code == 200
-        for process in [*fronts(ending), psutil.Process(ending.process.pid)]:
+        for process in [*workers(ending), psutil.Process(ending.process.pid)]:
             process.send_signal(signal.SIGTERM)
         assert client.post("/predict", json={"text": TEXTS[1]}).status_code == 200
         assert ending.wait() == 0
 
 
-def test_without_its_engine_no_front_end_stays() -> None:
+def test_without_its_engine_no_http_worker_stays() -> None:
     with ServerProcess().ready() as dying:
-        processes = fronts(dying)
+        processes = workers(dying)
         os.kill(dying.process.pid, signal.SIGKILL)
         _, left = psutil.wait_procs(processes, 60)
         assert not left
 
 
-def test_a_stopped_engine_makes_every_process_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ServerProcess().ready() as halted:
+# Read by every process at its start: as in service, but sooner.
+IMPATIENT = """
+from app.multiprocess import remote
+remote.SILENCE_SECONDS, remote.ASK_SECONDS = 3.0, 0.5
+"""
+
+
+def test_a_stopped_engine_makes_every_process_not_live(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
+    with ServerProcess(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).ready() as halted:
         engine = psutil.Process(halted.process.pid)
         engine.suspend()
         try:
-            limit = time.monotonic() + 60
-            while httpx.get(f"{halted.url}/live").status_code == 200:
-                assert time.monotonic() < limit, "it never noticed"
-                time.sleep(0.5)
+            life.until(lambda: {answer.status_code for answer in each_worker(halted, "/live")} == {503})
             assert httpx.get(f"{halted.url}/metrics", timeout=30).status_code == 503
         finally:
             engine.resume()
+
+
+def test_the_end_of_a_life_is_that_of_one_process(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811
+    life.test_what_runs_and_what_waits_is_answered_before_the_process_ends(turner, pool)
+    life.test_a_drain_lasts_no_longer_than_it_may(turner)
+    life.test_a_second_signal_ends_the_process_without_waiting(turner, signal.SIGTERM)
+
+
+def test_under_load_a_signal_loses_no_accepted_request() -> None:
+    life.test_under_load_a_signal_loses_no_accepted_request(signal.SIGTERM)
+
+
+def test_the_start_of_a_life_is_that_of_one_process(package) -> None:
+    life.test_while_the_gate_runs_the_server_is_live_and_not_ready_and_says_at_which_stage(package)
+    life.test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it(package, signal.SIGINT)
+
+
+def test_rows_that_nobody_waits_for_any_more_are_not_run(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811
+    settings = {"runners": 1, "max_queue_rows": 8, "request_timeout_ms": life.HOUR_MS}
+    with ServerProcess(turner, **settings).ready() as turning:
+        life.test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run(turning, pool, reset=True)
+        life.test_a_client_that_is_killed_while_its_row_runs_is_forgotten(turning, reset=False)
+    life.test_rows_that_wait_too_long_are_refused_at_their_deadline_and_not_run(turner, pool)
+
+
+def test_a_runner_that_hangs_makes_every_process_not_live(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811
+    life.test_a_runner_that_hangs_makes_the_process_not_live(turner, pool)
 
 
 def test_a_model_that_does_not_pass_ends_all_processes_with_its_exit_code_and_one_line(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.benchmark.server import free_port
 from tests.onnx_models import save, tensor
-from tests.process import ROOT, START_SECONDS, ServerProcess
+from tests.process import ROOT, START_SECONDS, ServerProcess, free_port
 
 INFER = "/v2/models/test-model/infer"
 QUICK = 3
@@ -89,9 +89,10 @@ def slow_to_pass(package: Callable[..., Path], rounds: int) -> Path:
     return folder
 
 
-def infer_body(*rounds: int) -> bytes:
+def infer_body(*rounds: int, timeout_ms: int = 0) -> bytes:
+    """timeout_ms: the request's own, 0 for none."""
     data = {"name": "rounds", "shape": [len(rounds)], "datatype": "INT64", "data": list(rounds)}
-    return json.dumps({"inputs": [data]}).encode()
+    return json.dumps({"inputs": [data], "parameters": {"timeout": timeout_ms * 1000}}).encode()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -320,10 +321,10 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
 def test_rows_that_wait_too_long_are_refused_at_their_deadline_and_not_run(
     turner: Path, pool: ThreadPoolExecutor
 ) -> None:
-    with ServerProcess(turner, runners=1, request_timeout_ms=400).ready() as server:
-        answers = [pool.submit(post, server, INFER, infer_body(SLOW))]
+    with ServerProcess(turner, runners=1, request_timeout_ms=HOUR_MS).ready() as server:
+        answers = [pool.submit(post, server, INFER, infer_body(SLOW, timeout_ms=1000))]
         await_traffic(server, in_flight=1, waiting=0)
-        answers += [pool.submit(post, server, INFER, infer_body(QUICK)) for _ in range(3)]
+        answers += [pool.submit(post, server, INFER, infer_body(QUICK, timeout_ms=200)) for _ in range(3)]
         assert [answer.result().status_code for answer in answers] == [504] * 4
         await_traffic(server, in_flight=0, waiting=0)
         assert server.metric("inference_rejected_total", reason="deadline") == 4
@@ -341,21 +342,22 @@ def test_a_runner_that_hangs_makes_the_process_not_live(turner: Path, pool: Thre
             assert "runner 0" in probe.ask("/live")[2]["error"]
 
 
-def test_a_slow_body_is_given_until_the_deadline_and_no_longer(turner: Path) -> None:
-    with ServerProcess(turner, request_timeout_ms=500).ready() as server, connected(server.port, 2) as clients:
-        stalled, slow = clients
+def test_a_slow_body_is_given_until_the_deadline_and_no_longer(turner: Path, turning_server: ServerProcess) -> None:
+    with ServerProcess(turner, request_timeout_ms=500).ready() as server, connected(server.port) as (stalled,):
         stalled.begin(INFER, infer_body(QUICK), part=5)
         status, headers, content = stalled.answer()
         assert (status, list(content)) == (408, ["error"])
         assert headers["connection"] == "close"
         assert server.metric("inference_rejected_total", reason="body_timeout") == 1
-        # In drops, but in time.
+        assert gauges(server)["requests_in_flight"] == 0
+    # In drops, but in time.
+    with connected(turning_server.port) as (slow,):
         body = infer_body(QUICK)
         slow.begin(INFER, body, part=5)
         for index in range(5, len(body)):
             slow.send(body[index : index + 1])
         assert slow.answer()[0] == 200
-        assert gauges(server)["requests_in_flight"] == 0
+        await_traffic(turning_server, in_flight=0, waiting=0)
 
 
 @pytest.mark.parametrize(
@@ -647,11 +649,15 @@ def test_a_drain_lasts_no_longer_than_it_may(turner: Path) -> None:
 
 
 def test_a_deadline_that_passes_during_the_drain_ends_it(turner: Path) -> None:
-    with ServerProcess(turner, runners=1, request_timeout_ms=700, drain_timeout_seconds=3600).ready() as server:
+    with ServerProcess(turner, runners=1, request_timeout_ms=HOUR_MS, drain_timeout_seconds=3600).ready() as server:
+        body = infer_body(ENDLESS, timeout_ms=1000)
         with connected(server.port) as (client,):
-            client.begin(INFER, infer_body(ENDLESS), part=10_000)
+            # Its deadline counts from its first byte, and is known when all of it has come.
+            client.begin(INFER, body, part=10)
             await_traffic(server, in_flight=1, waiting=0)
             server.terminate()
+            await_event(server, "draining")
+            client.send(body[10:])
             assert client.answer()[0] == 504
             assert server.wait() == 0
         assert "drain timeout" not in events(server)

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -615,9 +616,23 @@ def test_numbers_of_another_kind_are_a_bad_request(two):
     refused(two.post([a, {**b, "data": [1e300, 2]}]), 400)
 
 
-def test_a_compressed_body_is_refused(mlp):
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_packed_body_is_answered_as_it_would_be_plain(mlp, encoding, pack):
+    array = features(5)
+    plain = json.dumps({"inputs": [as_json("features", "FP32", array)]}).encode()
+    spec = {"name": "features", "datatype": "FP32", "shape": [5, 4], "parameters": {"binary_data_size": 80}}
+    head = json.dumps({"inputs": [spec]}).encode()
+    expected = mlp.runs({"features": array})["scores"]
+    for body, length in ((plain, None), (head + array.tobytes(), str(len(head)))):
+        headers = {"content-encoding": encoding} | ({"inference-header-content-length": length} if length else {})
+        answer = mlp.client.post(f"{mlp.path}/infer", content=pack(body), headers=headers)
+        np.testing.assert_allclose(outputs_of(answer)["scores"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_body_in_another_packing_is_refused(mlp):
     body = gzip.compress(json.dumps({"inputs": [FITTING]}).encode())
-    refused(mlp.client.post(f"{mlp.path}/infer", content=body, headers={"content-encoding": "gzip"}), 415)
+    refused(mlp.client.post(f"{mlp.path}/infer", content=body, headers={"content-encoding": "br"}), 415)
+    refused(mlp.client.post(f"{mlp.path}/infer", content=body[:-3], headers={"content-encoding": "gzip"}), 400)
 
 
 def test_shared_memory_is_refused_and_not_ignored(two):

@@ -76,7 +76,7 @@ class Visitor:
     def invalid(self) -> None:
         path = self.chance.choice(["/predict", "/predict/batch", INFER, "/v2/models/another/infer"])
         bodies = [b"", b"{", b"[]", b'{"text": ""}', b'{"texts": [1]}', b'{"inputs": [{}]}', b"\xff" * 100]
-        self.ask(path, self.chance.choice(bodies), **self.chance.choice([{}, {"content-encoding": "gzip"}]))
+        self.ask(path, self.chance.choice(bodies), **self.chance.choice([{}, {"content-encoding": "br"}]))
         # An error may close the connection; the next request opens it again.
 
     def abandon(self) -> None:

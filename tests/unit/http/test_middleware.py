@@ -1,8 +1,11 @@
 """The inference middleware: identity, books, readiness, bodies, deadlines, errors, spoken to in ASGI."""
 
 import asyncio
+import gzip
 import json
 import re
+import tracemalloc
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -293,6 +296,119 @@ async def test_bodies_held_at_once_are_bounded_and_what_is_released_may_be_used_
             await served(again)
             assert again.status == 200
         assert served.in_flight == 0
+
+
+# --- bodies that come packed ------------------------------------------------------------------------------------------
+
+PACKED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress}
+BATCH = json.dumps({"texts": ["the heron waits"]}).encode()
+TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["the heron waits"]}]}
+MiB = 2**20
+
+
+@pytest.mark.parametrize("encoding", [*PACKED, "GZIP"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/predict", PREDICT), ("/predict/batch", BATCH), ("/v2/models/{}/infer", json.dumps(TENSOR).encode())],
+)
+async def test_a_packed_body_is_unpacked_however_it_is_cut(
+    bundled: Model, encoding: str, path: str, body: bytes
+) -> None:
+    packed = PACKED[encoding.lower()](body)
+    path = path.format(bundled.artifact.manifest.name)
+    async with Served(bundled) as served:
+        plain = await served.ask(path, "POST", body)
+        for parts in ([packed], [packed[:1], packed[1:9], packed[9:]], [packed[i : i + 1] for i in range(len(packed))]):
+            client = Client(*parts)
+            with capture_logs() as lines:
+                await served(client, path, content_encoding=encoding)
+            assert (client.status, client.body) == (200, plain.body)
+            assert lines[0]["body_bytes"] == len(packed)
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+async def test_a_body_that_is_said_to_be_as_it_is_is_read_so(bundled: Model, encoding: str) -> None:
+    async with Served(bundled) as served:
+        assert (await served.ask("/predict", "POST", PREDICT, content_encoding=encoding)).status == 200
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, identity", "gzip;q=1", "axolotl"])
+async def test_another_packing_is_unsupported_and_its_body_is_not_read(bundled: Model, encoding: str) -> None:
+    async with Served(bundled) as served:
+        client = Client(gzip.compress(PREDICT))
+        await served(client, content_encoding=encoding)
+        assert (client.status, client.asked) == (415, 0)
+        assert "axolotl" not in client.text
+        assert served.rejected("invalid") == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_packing_that_is_broken_or_cut_is_a_bad_request(bundled: Model, encoding: str) -> None:
+    packed = PACKED[encoding](PREDICT)
+    broken = [
+        b"",
+        PREDICT,
+        *(packed[:length] for length in range(0, len(packed), 3)),
+        packed[:-1],
+        packed + b"x",
+        packed[:-4] + bytes(byte ^ 1 for byte in packed[-4:]),
+        b"\0" + packed,
+        PACKED["deflate" if encoding == "gzip" else "gzip"](PREDICT),
+    ]
+    async with Served(bundled) as served:
+        for body in broken:
+            for parts in ([body], [body[:5], body[5:]]):
+                client = Client(*parts)
+                await served(client, content_encoding=encoding)
+                assert (client.status, list(client.body)) == (400, ["error"]), body
+        assert served.rejected("invalid") == 2 * len(broken)
+        assert (await served.ask("/predict", "POST", packed, content_encoding=encoding)).status == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_what_unpacks_to_just_the_limit_is_read_and_one_byte_more_is_not(bundled: Model, encoding: str) -> None:
+    async with Served(bundled, max_body_bytes=1000) as served:
+        for size, status in ((1000, 200), (1001, 413)):
+            body = PACKED[encoding](PREDICT.ljust(size))
+            for parts in ([body], [body[:7], body[7:], b""]):
+                client = Client(*parts)
+                await served(client, content_encoding=encoding)
+                assert client.status == status
+        assert "at most 1000 bytes" in client.body["error"]
+        assert client.headers["connection"] == "close"
+        assert served.rejected("body_too_large") == 2
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_bomb_is_refused_before_it_is_in_memory(bundled: Model, encoding: str) -> None:
+    bomb = PACKED[encoding](bytes(256 * MiB))
+    assert len(bomb) < 256 * MiB / 900
+    async with Served(bundled, max_body_bytes=MiB) as served:
+        client = Client(bomb)
+        tracemalloc.start()
+        try:
+            await served(client, content_encoding=encoding)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert client.status == 413
+        # What it holds, a copy of it while its buffer grows, and what any request takes.
+        assert most < 3 * MiB
+
+
+async def test_packed_bodies_count_towards_what_may_be_held_at_once_with_their_whole_size(bundled: Model) -> None:
+    part = zlib.compressobj(wbits=31)
+    packed = part.compress(b" " * 1000) + part.flush(zlib.Z_SYNC_FLUSH)
+    async with Served(bundled, max_body_bytes=1000) as served:
+        clients = [Client(packed, more=True) for _ in range(BODIES_AT_ONCE)]
+        tasks = [asyncio.create_task(served(client, content_encoding="gzip")) for client in clients]
+        await until(lambda: all(client.asked == 2 for client in clients))
+        assert (await served.ask("/predict", "POST", PREDICT)).status == 503
+        assert served.rejected("memory") == 1
+        for client in clients:
+            client.leave()
+        await asyncio.gather(*tasks)
+        assert (await served.ask("/predict", "POST", PREDICT)).status == 200
 
 
 # --- deadlines, and clients that leave --------------------------------------------------------------------------------
