@@ -1,7 +1,4 @@
-"""Wires the service, and reads as its life: settings → verify → load → warm → serve → drain.
-
-`python -m app` serves; `create_app(settings)` builds the application for any ASGI server.
-"""
+"""Wires the service: `python -m app` serves; `create_app(settings)` builds the application for any ASGI server."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -13,9 +13,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.http.request import CONNECTION
 
-# For a whole request line and headers, from the first byte or from the connection's start.
+# For a whole request line and headers, from the connection's start or the answer before.
 HEAD_SECONDS = 65
+# Of what is no body: request line, headers, trailers, chunk sizes; each time between two pieces of a body.
 MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 100
+# For a client to take an answer from the buffers that it waits in.
+WRITE_SECONDS = 30
 
 
 class OneWriteCycle(RequestResponseCycle):
@@ -70,8 +74,9 @@ class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
 
     _in_head = False
-    _head_bytes = 0
+    _bodyless_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
     on_lost: Callable[[], None] | None = None
@@ -83,7 +88,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._await_head()
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _end_wait(self) -> None:
         if self._head_timer is not None:
@@ -94,6 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
         self._end_wait()
+        self._end_write_wait()
         if self._running is not None:
             # uvicorn tells the newest request alone; the one being answered may have others behind it.
             self._running.disconnected = True
@@ -101,16 +108,52 @@ class HttpProtocol(HttpToolsProtocol):
             self.on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's; ends a connection whose head still goes on beyond MAX_HEAD_BYTES or HEAD_SECONDS."""
+        """As uvicorn's; ends a connection that sends more than MAX_HEAD_BYTES without a piece of a body among them."""
         self._data = data
+        self._bodyless_bytes += len(data)
         super().data_received(data)
         self._data = b""
-        if self._in_head:
-            if self._head_timer is None:
-                self._await_head()
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("Request line and headers too large.")
+        if self._bodyless_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("Request line, headers or trailers too large.")
+        # uvicorn ends its own wait for the next request at any byte, also one that begins none.
+        if self._in_head or self.cycle is None or self.cycle.response_complete:
+            self._await_head()
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._bodyless_bytes = 0
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser, for trailers too, which nothing here reads."""
+        if not self._in_head:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            self.send_400_response(f"More than {MAX_HEADERS} headers.")
+        else:
+            super().on_header(name, value)
+
+    def pause_writing(self) -> None:
+        """Called by the transport when the client does not take what is sent."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Called by the transport when it does again."""
+        super().resume_writing()
+        self._end_write_wait()
+
+    def _end_write_wait(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Called by uvicorn for each request when its turn has come."""
@@ -139,6 +182,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's, in the one shape of every error."""
+        if self.transport.is_closing():
+            return
         body = b'{"error":"%s"}' % msg.encode()
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
         self.transport.write(head + b"connection: close\r\n\r\n" + body)
@@ -146,12 +191,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = True
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         self._in_head = False
+        self._bodyless_bytes = 0
         self._end_wait()
-        super().on_headers_complete()
+        if not self.transport.is_closing():
+            super().on_headers_complete()

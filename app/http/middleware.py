@@ -22,7 +22,6 @@ from app.telemetry.logging import logger, stack_of
 from app.telemetry.metrics import Metrics
 
 INTERNAL_ERROR = b'{"error":"internal error"}'
-WRONG_METHOD = b'{"error":"Method Not Allowed"}'
 
 
 class InferenceMiddleware:
@@ -44,8 +43,8 @@ class InferenceMiddleware:
         if found is None:
             await self._pass_on(scope, receive, self._with_headers(scope, send))
         elif found[0].method != scope["method"]:
-            allowed = [(b"allow", found[0].method.encode())]
-            await _send(self._with_headers(scope, send), Response(405, WRONG_METHOD, allowed))
+            wrong = HTTPException(405, headers={"allow": found[0].method})
+            await _send(self._with_headers(scope, send), error_response(wrong))
         else:
             route, path_params = found
             request = InferenceRequest(scope, receive, route.label, path_params, self.limits)

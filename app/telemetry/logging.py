@@ -152,7 +152,10 @@ def configure(level: str, log_format: str, dropped: Counter | None = None) -> No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     as_json = log_format == "json"
-    console: list[Processor] = [_as_lines, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+    console: list[Processor] = [
+        _as_lines,
+        structlog.dev.ConsoleRenderer(colors=sys.stdout is not None and sys.stdout.isatty()),
+    ]
     structlog.configure(
         processors=[_as_json] if as_json else [*shared, *console],
         wrapper_class=structlog.make_filtering_bound_logger(number),

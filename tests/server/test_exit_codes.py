@@ -165,7 +165,7 @@ from fastapi import Depends
 from app.main import create_app
 app = create_app()
 app.router.dependencies.append(Depends(lambda: None))
-uvicorn.run(app, port=0)
+uvicorn.run(app, port=0, log_config=None)
 """
 
 

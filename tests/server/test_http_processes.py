@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.process import ROOT, ServerProcess
+from tests.process import NO_TLS, ROOT, ServerProcess
 
 # A fixture of another module is found by being named here.
 from tests.server import test_lifecycle as life
@@ -46,12 +46,12 @@ def workers(server: ServerProcess) -> list[psutil.Process]:
 
 def ask(server: ServerProcess, text: str) -> httpx.Response:
     """On a connection of its own, so that any of the processes may answer."""
-    return httpx.post(f"{server.url}/predict", json={"text": text}, timeout=60)
+    return httpx.post(f"{server.url}/predict", json={"text": text}, timeout=60, verify=NO_TLS)
 
 
 def each_worker(server: ServerProcess, path: str) -> list[httpx.Response]:
     """Answers on so many connections that no process is left out, but for one time in a million."""
-    return [httpx.get(f"{server.url}{path}", timeout=60) for _ in range(20)]
+    return [server.get(path) for _ in range(20)]
 
 
 def samples(text: str) -> dict[str, float]:
@@ -65,11 +65,11 @@ def samples(text: str) -> dict[str, float]:
 def test_the_answers_are_those_of_one_process(server: ServerProcess) -> None:
     with ServerProcess(http_processes=1).ready() as alone:
         expected = [ask(alone, text).json() for text in TEXTS]
-        batch = httpx.post(f"{alone.url}/predict/batch", json={"texts": TEXTS}, timeout=60).json()
+        batch = httpx.post(f"{alone.url}/predict/batch", json={"texts": TEXTS}, timeout=60, verify=NO_TLS).json()
     with ThreadPoolExecutor(8) as together:
         answers = list(together.map(lambda text: ask(server, text), TEXTS))
     assert [answer.json() for answer in answers] == expected
-    assert httpx.post(f"{server.url}/predict/batch", json={"texts": TEXTS}, timeout=60).json() == batch
+    assert httpx.post(f"{server.url}/predict/batch", json={"texts": TEXTS}, timeout=60, verify=NO_TLS).json() == batch
     timing = re.compile(r"queue;dur=[\d.]+, inference;dur=([\d.]+)")
     assert all(float(timing.fullmatch(answer.headers["server-timing"])[1]) > 0 for answer in answers)
 
@@ -77,16 +77,19 @@ def test_the_answers_are_those_of_one_process(server: ServerProcess) -> None:
 def test_connections_are_dealt_out_to_all_processes(server: ServerProcess) -> None:
     before = [process.cpu_times().user for process in workers(server)]
     assert len(before) == PROCESSES
-    for _ in range(10):
+
+    def all_worked() -> bool:
         each_worker(server, "/v2/models/sentiment")
-    after = [process.cpu_times().user for process in workers(server)]
-    assert all(now > then for then, now in zip(before, after, strict=True))
+        after = [process.cpu_times().user for process in workers(server)]
+        return all(now > then for then, now in zip(before, after, strict=True))
+
+    life.until(all_worked)
 
 
 def test_metrics_and_statistics_are_whole_whichever_process_is_asked(server: ServerProcess) -> None:
     def count() -> tuple[float, ...]:
-        found = samples(httpx.get(f"{server.url}/metrics").text)
-        statistics = httpx.get(f"{server.url}/v2/models/stats").json()["model_stats"][0]
+        found = samples(server.get("/metrics").text)
+        statistics = server.get("/v2/models/stats").json()["model_stats"][0]
         return (
             found['inference_requests_total{"code": "200", "route": "/predict"}'],
             found['inference_request_duration_seconds_count{"route": "/predict"}'],
@@ -146,7 +149,7 @@ def test_without_its_engine_no_http_worker_stays() -> None:
 # Read by every process at its start: as in service, but sooner.
 IMPATIENT = """
 from app.multiprocess import remote
-remote.SILENCE_SECONDS, remote.ASK_SECONDS = 3.0, 0.5
+remote.SILENCE_SECONDS, remote.ASK_SECONDS = 1.0, 0.5
 """
 
 
@@ -157,7 +160,7 @@ def test_a_stopped_engine_makes_every_process_not_live(tmp_path: Path) -> None:
         engine.suspend()
         try:
             life.until(lambda: {answer.status_code for answer in each_worker(halted, "/live")} == {503})
-            assert httpx.get(f"{halted.url}/metrics", timeout=30).status_code == 503
+            assert halted.get("/metrics").status_code == 503
         finally:
             engine.resume()
 
@@ -179,10 +182,9 @@ def test_the_start_of_a_life_is_that_of_one_process(package) -> None:
 
 def test_rows_that_nobody_waits_for_any_more_are_not_run(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811
     settings = {"runners": 1, "max_queue_rows": 8, "request_timeout_ms": life.HOUR_MS}
-    with ServerProcess(turner, **settings).ready() as turning:
+    with life.HeldServer(turner, **settings).ready() as turning:
         life.test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run(turning, pool, reset=True)
         life.test_a_client_that_is_killed_while_its_row_runs_is_forgotten(turning, reset=False)
-    life.test_rows_that_wait_too_long_are_refused_at_their_deadline_and_not_run(turner, pool)
 
 
 def test_a_runner_that_hangs_makes_every_process_not_live(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811
@@ -212,14 +214,16 @@ def test_tensors_travel_too(package, batching: bool) -> None:
     if not batching:
         (folder / "manifest.json").write_text(json.dumps(manifest | {"batching": False, "checksum": None}))
     with ServerProcess(folder).ready() as tensors:
-        described = httpx.get(f"{tensors.url}/v2/models/{manifest['name']}").json()
+        described = tensors.get(f"/v2/models/{manifest['name']}").json()
         (given,) = described["inputs"]
         width = given["shape"][-1]
 
         def infer(number: int) -> list[float]:
             data = [float(number + column) for column in range(2 * width)]
             body = {"inputs": [{"name": given["name"], "shape": [2, width], "datatype": "FP32", "data": data}]}
-            answer = httpx.post(f"{tensors.url}/v2/models/{manifest['name']}/infer", json=body, timeout=60)
+            answer = httpx.post(
+                f"{tensors.url}/v2/models/{manifest['name']}/infer", json=body, timeout=60, verify=NO_TLS
+            )
             assert answer.status_code == 200, answer.text
             return answer.json()["outputs"][0]["data"]
 

@@ -1,6 +1,7 @@
 """The life of the server as a real process: starting, serving what comes over real sockets, draining, ending.
 
-Slow runs are real: a model whose loop turns as often as its input says, so one model is quick, slow or endless.
+Slow runs are real: a model whose loop turns as often as its input says, so one model is quick, slow or endless; or
+they wait for the test.
 """
 
 import hashlib
@@ -29,13 +30,12 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.benchmark.server import free_port
 from tests.onnx_models import save, tensor
-from tests.process import ROOT, START_SECONDS, ServerProcess, free_port
+from tests.process import NO_TLS, ROOT, START_SECONDS, ServerProcess, free_port
 
 INFER = "/v2/models/test-model/infer"
 QUICK = 3
-# About two seconds, and about a year.
+# About a second, and about a year.
 SLOW = 1_000_000
 ENDLESS = 10**13
 HOUR_MS = 3_600_000
@@ -135,6 +135,42 @@ class Connection(http.client.HTTPConnection):
         self.close()
 
 
+# Read by each of a server's processes at its start.
+HOLDING = """
+import os, time
+from app.runtime.session import Session
+run = Session.run
+def held(self, inputs):
+    while os.path.exists({held!r}):
+        time.sleep(0.002)
+    return run(self, inputs)
+Session.run = held
+"""
+
+
+class HeldServer(ServerProcess):
+    """A server whose runs wait for as long as the test says."""
+
+    def __init__(self, model_dir: Path, **settings: object) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        folder = Path(self._scratch.name)
+        self._held = folder / "held"
+        (folder / "sitecustomize.py").write_text(HOLDING.format(held=str(self._held)))
+        super().__init__(model_dir, environment={"PYTHONPATH": f"{folder}:{ROOT}"}, **settings)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._scratch.cleanup()
+
+    @contextmanager
+    def runs_held(self) -> Iterator[None]:
+        self._held.touch()
+        try:
+            yield
+        finally:
+            self._held.unlink(missing_ok=True)
+
+
 @contextmanager
 def connected(port: int, count: int = 1) -> Iterator[list[Connection]]:
     connections = [Connection(port) for _ in range(count)]
@@ -152,13 +188,12 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def post(server: ServerProcess, path: str, body: bytes) -> httpx.Response:
-    return httpx.post(
-        f"{server.url}{path}", content=body, headers={"content-type": "application/json"}, timeout=PATIENCE_SECONDS
-    )
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"{server.url}{path}", content=body, headers=headers, timeout=PATIENCE_SECONDS, verify=NO_TLS)
 
 
 def gauges(server: ServerProcess) -> dict[str, float]:
-    text = httpx.get(f"{server.url}/metrics").text
+    text = server.get("/metrics").text
     return {
         family.name.removeprefix("inference_"): family.samples[0].value
         for family in text_string_to_metric_families(text)
@@ -176,9 +211,9 @@ def await_traffic(server: ServerProcess, *, in_flight: int, waiting: int) -> Non
     until(reached)
 
 
-def occupy(server: ServerProcess, pool: ThreadPoolExecutor, rounds: int) -> "Future[httpx.Response]":
-    """Sends a request that keeps the only runner busy; returns when it runs."""
-    answer = pool.submit(post, server, INFER, infer_body(rounds))
+def occupy(server: HeldServer, pool: ThreadPoolExecutor) -> "Future[httpx.Response]":
+    """Sends a request that keeps the only runner busy while runs are held; returns when it runs."""
+    answer = pool.submit(post, server, INFER, infer_body(QUICK))
     await_traffic(server, in_flight=1, waiting=0)
     return answer
 
@@ -242,27 +277,28 @@ def test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it(
 
 
 @pytest.fixture(scope="module")
-def turning_server(turner: Path) -> Iterator[ServerProcess]:
+def turning_server(turner: Path) -> Iterator[HeldServer]:
     """One runner, a short queue, and all the time in the world."""
-    with ServerProcess(turner, runners=1, max_queue_rows=8, request_timeout_ms=HOUR_MS) as process:
+    with HeldServer(turner, runners=1, max_queue_rows=8, request_timeout_ms=HOUR_MS) as process:
         yield process.ready()
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run(
-    turning_server: ServerProcess, pool: ThreadPoolExecutor, reset: bool
+    turning_server: HeldServer, pool: ThreadPoolExecutor, reset: bool
 ) -> None:
     server = turning_server
     left = server.metric("inference_requests_total", route="/v2/models/infer", code="499")
     rows = server.metric("inference_batch_rows_sum")
-    running = occupy(server, pool, 2 * SLOW)
-    with connected(server.port, 5) as clients:
-        for client in clients:
-            client.begin(INFER, infer_body(QUICK), part=10_000)
-        await_traffic(server, in_flight=6, waiting=5)
-        for client in clients:
-            client.vanish(reset=reset)
-    until(lambda: server.metric("inference_requests_total", route="/v2/models/infer", code="499") == left + 5)
+    with server.runs_held():
+        running = occupy(server, pool)
+        with connected(server.port, 5) as clients:
+            for client in clients:
+                client.begin(INFER, infer_body(QUICK), part=10_000)
+            await_traffic(server, in_flight=6, waiting=5)
+            for client in clients:
+                client.vanish(reset=reset)
+        until(lambda: server.metric("inference_requests_total", route="/v2/models/infer", code="499") == left + 5)
     assert running.result().status_code == 200
     await_traffic(server, in_flight=0, waiting=0)
     assert server.metric("inference_batch_rows_sum") == rows + 1
@@ -270,14 +306,15 @@ def test_the_rows_of_clients_that_are_killed_while_they_wait_are_not_run(
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_client_that_is_killed_while_its_row_runs_is_forgotten(turning_server: ServerProcess, reset: bool) -> None:
+def test_a_client_that_is_killed_while_its_row_runs_is_forgotten(turning_server: HeldServer, reset: bool) -> None:
     server = turning_server
     left = server.metric("inference_rejected_total", reason="client_closed")
-    with connected(server.port) as (client,):
-        client.begin(INFER, infer_body(SLOW // 4), part=10_000)
-        await_traffic(server, in_flight=1, waiting=0)
-        client.vanish(reset=reset)
-    await_traffic(server, in_flight=0, waiting=0)
+    with server.runs_held():
+        with connected(server.port) as (client,):
+            client.begin(INFER, infer_body(QUICK), part=10_000)
+            await_traffic(server, in_flight=1, waiting=0)
+            client.vanish(reset=reset)
+        await_traffic(server, in_flight=0, waiting=0)
     assert server.metric("inference_rejected_total", reason="client_closed") == left + 1
     assert post(server, INFER, infer_body(QUICK)).status_code == 200
 
@@ -295,19 +332,20 @@ def test_a_client_that_is_killed_while_it_sends_is_forgotten(turning_server: Ser
 
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
-    turning_server: ServerProcess, pool: ThreadPoolExecutor
+    turning_server: HeldServer, pool: ThreadPoolExecutor
 ) -> None:
     server = turning_server
-    running = occupy(server, pool, 2 * SLOW)
     with connected(server.port, 8) as accepted, connected(server.port, 5) as refused:
-        for number, client in enumerate(accepted):
-            client.begin(INFER, infer_body(number), part=10_000)
-        await_traffic(server, in_flight=9, waiting=8)
-        for client in refused:
-            status, headers, content = client.ask(INFER, infer_body(QUICK))
-            assert (status, content) == (503, {"error": "queue full"})
-            assert int(headers["retry-after"]) >= 1
-            assert "connection" not in headers, "it may come back on it"
+        with server.runs_held():
+            running = occupy(server, pool)
+            for number, client in enumerate(accepted):
+                client.begin(INFER, infer_body(number), part=10_000)
+            await_traffic(server, in_flight=9, waiting=8)
+            for client in refused:
+                status, headers, content = client.ask(INFER, infer_body(QUICK))
+                assert (status, content) == (503, {"error": "queue full"})
+                assert int(headers["retry-after"]) >= 1
+                assert "connection" not in headers, "it may come back on it"
         assert running.result().status_code == 200
         for number, client in enumerate(accepted):
             status, _, content = client.answer()
@@ -319,18 +357,21 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_accepted(
 
 
 def test_rows_that_wait_too_long_are_refused_at_their_deadline_and_not_run(
-    turner: Path, pool: ThreadPoolExecutor
+    turning_server: HeldServer, pool: ThreadPoolExecutor
 ) -> None:
-    with ServerProcess(turner, runners=1, request_timeout_ms=HOUR_MS).ready() as server:
-        answers = [pool.submit(post, server, INFER, infer_body(SLOW, timeout_ms=1000))]
+    server = turning_server
+    refused = server.metric("inference_rejected_total", reason="deadline")
+    rows, runs = server.metric("inference_batch_rows_sum"), server.metric("inference_batch_rows_count")
+    with server.runs_held():
+        running = pool.submit(post, server, INFER, infer_body(QUICK, timeout_ms=1000))
         await_traffic(server, in_flight=1, waiting=0)
-        answers += [pool.submit(post, server, INFER, infer_body(QUICK, timeout_ms=200)) for _ in range(3)]
-        assert [answer.result().status_code for answer in answers] == [504] * 4
+        waiting = [pool.submit(post, server, INFER, infer_body(QUICK, timeout_ms=200)) for _ in range(3)]
+        assert [answer.result().status_code for answer in (running, *waiting)] == [504] * 4
         await_traffic(server, in_flight=0, waiting=0)
-        assert server.metric("inference_rejected_total", reason="deadline") == 4
-        until(lambda: server.metric("inference_batch_rows_count") == 1)
-        assert post(server, INFER, infer_body(QUICK)).status_code == 200
-        assert server.metric("inference_batch_rows_sum") == 2
+    assert server.metric("inference_rejected_total", reason="deadline") == refused + 4
+    until(lambda: server.metric("inference_batch_rows_count") == runs + 1)
+    assert post(server, INFER, infer_body(QUICK)).status_code == 200
+    assert server.metric("inference_batch_rows_sum") == rows + 2
 
 
 def test_a_runner_that_hangs_makes_the_process_not_live(turner: Path, pool: ThreadPoolExecutor) -> None:
@@ -479,13 +520,14 @@ def test_what_is_not_http_is_told_so_in_the_shape_of_every_error(turning_server:
 
 
 def test_a_client_that_leaves_with_requests_one_behind_the_other_is_no_error(turner: Path) -> None:
-    with ServerProcess(turner, runners=1).ready() as server:
-        body = infer_body(SLOW)
+    with HeldServer(turner, runners=1, request_timeout_ms=HOUR_MS).ready() as server:
+        body = infer_body(QUICK)
         request = b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
-        with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as client:
-            client.sendall(request * 3)
-            await_traffic(server, in_flight=1, waiting=0)
-        await_traffic(server, in_flight=0, waiting=0)
+        with server.runs_held():
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as client:
+                client.sendall(request * 3)
+                await_traffic(server, in_flight=1, waiting=0)
+            await_traffic(server, in_flight=0, waiting=0)
         server.terminate()
         assert server.wait() == 0
         assert [line for line in server.logs() if line["level"] == "error"] == []
@@ -581,7 +623,7 @@ def test_while_an_accepted_request_drains_new_ones_are_refused_on_open_and_new_c
             assert (status, list(content)) == (503, ["error"])
             assert headers["connection"] == "close"
             assert int(headers["retry-after"]) >= 1
-        assert httpx.get(f"{server.url}/live").status_code == 200
+        assert server.get("/live").status_code == 200
         assert gauges(server)["model_ready"] == 0
         assert server.metric("inference_rejected_total", reason="draining") == 2
         assert server.process.poll() is None, "it waits for what it accepted"
@@ -616,11 +658,13 @@ def test_with_a_delay_clients_on_open_connections_are_answered_and_sent_away_bef
 
 
 def test_what_runs_and_what_waits_is_answered_before_the_process_ends(turner: Path, pool: ThreadPoolExecutor) -> None:
-    with ServerProcess(turner, runners=1, request_timeout_ms=HOUR_MS, drain_timeout_seconds=600).ready() as server:
-        answers = [occupy(server, pool, SLOW)]
-        answers += [pool.submit(post, server, INFER, infer_body(number)) for number in range(6)]
-        await_traffic(server, in_flight=7, waiting=6)
-        server.terminate()
+    with HeldServer(turner, runners=1, request_timeout_ms=HOUR_MS, drain_timeout_seconds=600).ready() as server:
+        with server.runs_held():
+            answers = [occupy(server, pool)]
+            answers += [pool.submit(post, server, INFER, infer_body(number)) for number in range(6)]
+            await_traffic(server, in_flight=7, waiting=6)
+            server.terminate()
+            await_event(server, "draining")
         assert [answer.result().status_code for answer in answers] == [200] * 7
         assert [answer.result().json()["outputs"][0]["data"] for answer in answers[1:]] == [[n] for n in range(6)]
         assert server.wait() == 0

@@ -79,7 +79,7 @@ def server() -> Iterator[ServerProcess]:
 
 
 def scrape(server: ServerProcess) -> Samples:
-    return parse(httpx.get(f"{server.url}/metrics").text)
+    return parse(server.get("/metrics").text)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -165,7 +165,7 @@ def test_the_queue_gauge_is_read_when_scraped() -> None:
 
 
 def test_a_scrape_is_prometheus_text_with_the_process_in_it(server: ServerProcess) -> None:
-    response = httpx.get(f"{server.url}/metrics")
+    response = server.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     samples = parse(response.text)
     assert samples[key("process_resident_memory_bytes")] > 0
@@ -339,5 +339,5 @@ def test_scrapes_and_probes_do_not_count_as_requests(server: ServerProcess) -> N
 
     before = counted()
     for path in ("/live", "/ready", "/metrics", "/v2", "/v2/health/ready", "/openapi.json", "/docs"):
-        httpx.get(f"{server.url}{path}").raise_for_status()
+        server.get(path).raise_for_status()
     assert counted() == before

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from loadtest.benchmark.server import free_port
 from tests import onnx_models
 from tests.process import BUNDLED, ServerProcess, free_port
 

@@ -13,12 +13,14 @@ import numpy as np
 from msgspec import Struct
 
 from app.artifact.datatypes import DATATYPES, Array, Tensors, datatype_of
-from app.errors import BadRequest
+from app.errors import BadRequest, Invalid
 
 Parameters = dict[str, Any]
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
-# What numpy can hold, so that a shape of no elements is refused like any other that could never be one.
+# What numpy can hold.
 MAX_RANK, MAX_ELEMENTS = 64, 1 << 40
+# It comes back in the answer.
+MAX_ID_CHARACTERS = 256
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
@@ -76,7 +78,15 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryvie
 
 
 def decode_tensors(request: InferRequest, binary: memoryview) -> Tensors:
-    """The request's inputs. Raises BadRequest naming the input whose data do not fit its shape and datatype."""
+    """The request's inputs.
+
+    Raises BadRequest naming the input whose data do not fit its shape and datatype, Invalid for one without elements;
+    BadRequest also for what makes an answer larger than its question: an output named twice, a long id.
+    """
+    if len(request.id) > MAX_ID_CHARACTERS:
+        raise BadRequest(f"id: expected at most {MAX_ID_CHARACTERS} characters")
+    if len({output.name for output in request.outputs}) != len(request.outputs):
+        raise BadRequest("outputs: one is named twice")
     tensors: Tensors = {}
     offset = 0
     for index, spec in enumerate(request.inputs):
@@ -88,9 +98,12 @@ def decode_tensors(request: InferRequest, binary: memoryview) -> Tensors:
             raise BadRequest(f"{where}: datatype: expected one of {', '.join(DATATYPES)}")
         # Checked before anything is multiplied or printed: JSON integers may have thousands of digits.
         if len(spec.shape) > MAX_RANK or any(not 0 <= size <= MAX_ELEMENTS for size in spec.shape):
-            raise BadRequest(f"{where}: shape: expected at most {MAX_RANK} sizes of 0 to {MAX_ELEMENTS}")
+            raise BadRequest(f"{where}: shape: expected at most {MAX_RANK} sizes of 1 to {MAX_ELEMENTS}")
         if prod(max(1, size) for size in spec.shape) > MAX_ELEMENTS:
             raise BadRequest(f"{where}: shape: expected at most {MAX_ELEMENTS} elements")
+        # Beside a size of 0 any other would fit the data, also one that rows are made by.
+        if 0 in spec.shape:
+            raise Invalid(f"{where}: shape: expected no size of 0")
         _refuse_unsupported(where, spec.parameters)
         size = spec.parameters.get("binary_data_size")
         if size is None:

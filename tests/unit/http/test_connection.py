@@ -63,7 +63,8 @@ async def connected(app=answer) -> AsyncIterator[tuple[asyncio.StreamReader, asy
 
 
 class HeadTimers:
-    """The loop's timers for heads. They never go off by themselves: a test says when that time has passed."""
+    """The loop's timers for heads, and for answers to be read. They never go off by themselves: a test says when that
+    time has passed."""
 
     def __init__(self, call_later: Callable[..., asyncio.TimerHandle]) -> None:
         self._call_later = call_later
@@ -71,7 +72,7 @@ class HeadTimers:
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         handle = self._call_later(delay, callback, *args, **kwargs)
-        if delay == protocol.HEAD_SECONDS:
+        if delay in (protocol.HEAD_SECONDS, protocol.WRITE_SECONDS):
             self._handles.append((handle, callback))
         return handle
 
@@ -89,6 +90,7 @@ class HeadTimers:
 @pytest.fixture
 async def timers(monkeypatch: pytest.MonkeyPatch) -> HeadTimers:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 86_400.25)
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 86_400.5)
     loop = asyncio.get_running_loop()
     timers = HeadTimers(loop.call_later)
     monkeypatch.setattr(loop, "call_later", timers.call_later)
@@ -128,6 +130,36 @@ async def test_a_connection_with_whole_heads_stays_open(timers: HeadTimers) -> N
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
             assert timers.running == 0
             timers.elapse()
+
+
+@pytest.mark.parametrize(("more", "stray"), [(b"", b"\r\n"), (b"content-length: 10\r\n", b"x")])
+async def test_a_byte_that_begins_no_request_does_not_keep_a_connection(
+    timers: HeadTimers, more: bytes, stray: bytes
+) -> None:
+    async with connected() as (reader, writer):
+        writer.write(HEAD + more + b"\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(stray)
+        await turns_until(lambda: timers.running == 1)
+        timers.elapse()
+        assert await reader.read() == b""
+
+
+async def test_an_answer_that_is_not_read_in_time_ends_the_connection(timers: HeadTimers) -> None:
+    async with connected(whole_answer(bytes(64 << 20))) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        await turns_until(lambda: timers.running == 1)
+        timers.elapse()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(64 << 20)
+
+
+async def test_an_answer_that_is_read_in_time_arrives(timers: HeadTimers) -> None:
+    async with connected(whole_answer(bytes(8 << 20))) as (reader, writer):
+        writer.write(HEAD + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(8 << 20) == bytes(8 << 20)
+        await turns_until(lambda: timers.running == 0)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
