@@ -120,7 +120,8 @@ def _standard_output() -> int:
     try:
         return sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):  # none, or one that a program put in its place
-        return 1
+        # Not number 1 as such: where it was closed at start, that may be a socket by now.
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 _writer: LineWriter | None = None
@@ -145,7 +146,8 @@ def configure(level: str, log_format: str, dropped: Counter | None = None) -> No
     dropped: counts lines that were not written.
     """
     global _writer
-    _writer = writer = LineWriter(_standard_output(), dropped)
+    output = _standard_output()
+    _writer = writer = LineWriter(output, dropped)
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -154,7 +156,7 @@ def configure(level: str, log_format: str, dropped: Counter | None = None) -> No
     as_json = log_format == "json"
     console: list[Processor] = [
         _as_lines,
-        structlog.dev.ConsoleRenderer(colors=sys.stdout is not None and sys.stdout.isatty()),
+        structlog.dev.ConsoleRenderer(colors=os.isatty(output)),
     ]
     structlog.configure(
         processors=[_as_json] if as_json else [*shared, *console],
