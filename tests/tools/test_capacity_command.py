@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from loadtest.benchmark.bench import free_port
+from loadtest.benchmark.server import free_port
 from loadtest.capacity import schema
+from loadtest.connection import Target, TargetError
 from tests.process import ROOT
 
-QUICK = ("--min-step-seconds", "0.5", "--max-step-seconds", "1", "--max-in-flight", "4", "--start-seconds", "2")
+QUICK = ("--min-step-seconds", "0.3", "--max-step-seconds", "0.5", "--max-in-flight", "2", "--start-seconds", "2")
 
 
 def capacity(*arguments):
@@ -54,7 +55,6 @@ def test_every_step_has_what_the_server_says_of_itself(run):
             "runners",
         ):
             assert getattr(server, name) is not None, name
-        assert 0 < server.runner_busy_share <= 1.1
         assert 0 <= server.padding_share < 1
         assert server.memory_bytes > 10 * 2**20
         assert step.errors == 0
@@ -85,8 +85,8 @@ def test_nothing_listening_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "nonsense", "http:///predict"])
-def test_a_bad_url_is_one_line_that_names_it(url, tmp_path):
-    done = capacity("--url", url, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert url in done.stderr
+def test_a_bad_url_is_one_line_that_names_it(url):
+    with pytest.raises(TargetError) as caught:
+        Target.of(url)
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -59,25 +59,27 @@ def count(rows, column="num_requests"):
 
 
 def test_closed_loop_users_send_all_kinds_and_nothing_fails(server, tmp_path):
-    code, output, rows = locust(server, "--users", 10, "--spawn-rate", 10, "--run-time", "4s", folder=tmp_path)
+    code, output, rows = locust(server, "--users", 10, "--spawn-rate", 10, "--run-time", "2s", folder=tmp_path)
     assert code == 0, output
     assert set(rows) == {"/predict", "/predict/batch", "/v2/models/infer"}
     assert count(rows, column="num_failures") == 0
     assert "objective held" in output
 
 
-def test_open_loop_arrivals_come_at_the_shapes_rate(server, tmp_path):
-    arguments = ("--loop", "open", "--shape", "step", "--base", 10, "--peak", 50, "--shape-seconds", 6)
+def test_a_trace_from_csv_is_replayed_as_an_open_loop_by_two_processes(server, tmp_path):
+    (tmp_path / "trace.csv").write_text("seconds,rate\n0,40\n3,40\n")
+    arguments = ("--loop", "open", "--shape", "csv", "--trace", tmp_path / "trace.csv", "--processes", 2)
     code, output, rows = locust(server, *arguments, "--kinds", "single", folder=tmp_path)
     assert code == 0, output
-    # Half the time at 10 and half at 50, less the moment until the first source is there; Poisson, so give or take.
-    assert 110 <= count(rows) <= 230
+    assert "2 workers connected" in output
     assert set(rows) == {"/predict"}
+    # 120 were due, less the moment until the first source is there; Poisson, so give or take.
+    assert 20 <= count(rows) <= 200
 
 
 def test_a_latency_in_an_open_loop_counts_from_when_the_request_was_due(server):
-    # A stopped server answers nothing for two seconds. Clients that wait see that once each; arrivals see it often.
-    arguments = ("--loop", "open", "--shape", "constant", "--peak", 40, "--shape-seconds", 7, "--kinds", "single")
+    # A stopped server answers nothing for a second. Clients that wait see that once each; arrivals see it often.
+    arguments = ("--loop", "open", "--shape", "constant", "--peak", 40, "--shape-seconds", 5, "--kinds", "single")
     running = subprocess.Popen(
         [*command(server, "--headless", "--json"), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -87,10 +89,10 @@ def test_a_latency_in_an_open_loop_counts_from_when_the_request_was_due(server):
     )
     try:
         before = server.metric("inference_requests_total", route="/predict", code="200")
-        while server.metric("inference_requests_total", route="/predict", code="200") < before + 20:
+        while server.metric("inference_requests_total", route="/predict", code="200") < before + 10:
             time.sleep(0.05)
         server.process.send_signal(signal.SIGSTOP)
-        time.sleep(2)
+        time.sleep(1)
         server.process.send_signal(signal.SIGCONT)
         rows = statistics(running.communicate(timeout=60)[0])
     finally:
@@ -98,42 +100,28 @@ def test_a_latency_in_an_open_loop_counts_from_when_the_request_was_due(server):
         running.kill()
         running.communicate()
     waited = [float(ms) for ms, times in rows["/predict"]["response_times"].items() for _ in range(times)]
-    # 80 were due while it stood still, evenly over its two seconds: half of them waited over a second.
-    assert sum(ms >= 1000 for ms in waited) >= 20
+    # 40 were due while it stood still, evenly over its second: half of them waited over half of it.
+    assert sum(ms >= 500 for ms in waited) >= 10
 
 
 def test_a_violated_objective_is_exit_code_1(server, tmp_path):
-    arguments = ("--users", 2, "--run-time", "2s", "--slo-p95-ms", "0.01")
+    arguments = ("--users", 2, "--run-time", "1s", "--slo-p95-ms", "0.01")
     code, output, _ = locust(server, *arguments, folder=tmp_path)
     assert code == 1
     assert "objective violated" in output
 
 
 def test_failures_over_what_is_allowed_are_exit_code_1(server, tmp_path):
-    arguments = ("--users", 2, "--run-time", "2s", "--kinds", "oip", "--model", "no-such-model")
+    arguments = ("--users", 2, "--run-time", "1s", "--kinds", "oip", "--model", "no-such-model")
     code, output, rows = locust(server, *arguments, folder=tmp_path)
     assert code == 1
     assert "failed 100.00 %" in output
     assert count(rows, column="num_failures") == count(rows) > 0
 
 
-def test_a_trace_from_csv_is_replayed_by_two_processes(server, tmp_path):
-    (tmp_path / "trace.csv").write_text("seconds,rate\n0,0\n3,60\n6,60\n")
-    arguments = ("--loop", "open", "--shape", "csv", "--trace", tmp_path / "trace.csv", "--processes", 2)
-    code, output, rows = locust(server, *arguments, "--kinds", "single", folder=tmp_path)
-    assert code == 0, output
-    assert "2 workers connected" in output
-    assert 150 <= count(rows) <= 360  # 270 were due
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [
-        (("--shape", "csv"), "needs a trace"),
-        (("--shape", "csv", "--trace", "nowhere.csv"), "nowhere.csv: No such file"),
-        (("--mix", "1,2"), "--mix"),
-        (("--shape", "ramp", "--base", "9", "--peak", "3"), "base <= peak"),
-    ],
+    [(("--shape", "csv", "--trace", "nowhere.csv"), "nowhere.csv: No such file"), (("--mix", "1,2"), "--mix")],
 )
 def test_wrong_options_end_before_anything_is_sent(server, tmp_path, arguments, says):
     code, output, rows = locust(server, *arguments, folder=tmp_path)
@@ -173,9 +161,8 @@ def test_the_web_page_starts_users_on_a_worker(server, tmp_path):
         assert httpx.post(f"{url}/stop").json()["success"]
     finally:
         for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(30)
+            process.kill()
+            process.wait()
 
 
 def test_the_mix_has_short_medium_and_long_texts_in_their_shares():
