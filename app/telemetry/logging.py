@@ -5,6 +5,7 @@ and counted.
 """
 
 import asyncio
+import atexit
 import logging
 import os
 import select
@@ -148,6 +149,7 @@ def configure(level: str, log_format: str, dropped: Counter | None = None) -> No
     global _writer
     output = _standard_output()
     _writer = writer = LineWriter(output, dropped)
+    atexit.register(flush)
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.processors.add_log_level,
