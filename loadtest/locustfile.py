@@ -1,9 +1,6 @@
-"""Traffic for locust: `locust -f loadtest/locustfile.py --host http://…`; web UI, headless, `--processes`, workers.
-
-Closed loop (default): users that wait for their answer, `--users` of them or as many as a shape says. Open loop
-(`--loop open`): arrivals that wait for nothing, at the rate a shape says; their latency counts from when they were due,
-so that a slow server cannot hide behind clients that wait for it. Exit code 1 when the objective is violated.
-Locust and the standard library only: the same files run in a cluster (k8s/jobs/loadtest).
+"""Traffic for locust: `locust -f loadtest/locustfile.py --host URL`. Closed loop (default): users that wait for their
+answer. Open loop (`--loop open`): arrivals at the rate of a shape that wait for nothing, timed from when they were due.
+Exit code 1 when the objective is violated. Locust and the standard library only: it also runs in k8s/jobs/loadtest.
 """
 
 import json
@@ -22,7 +19,7 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from loadtest.shapes import NAMES, Shape, ShapeError, shape
-from loadtest.texts import MIX, mixed
+from loadtest.texts import MIX, mixed, shares_of
 
 log = logging.getLogger("loadtest")
 
@@ -70,15 +67,11 @@ class Traffic:
 
 def chosen_shape(options: Any) -> Shape | None:
     """The shape of the options; an open loop without one is a constant rate. Raises ShapeError."""
-    name = options.shape
-    if name == "none":
-        if options.loop == "closed":
-            return None
+    if options.shape == "none":
         seconds = float(options.run_time or options.shape_seconds)
-        return shape("constant", options.peak, options.peak, seconds)
-    return shape(
-        name, options.base, options.peak, options.shape_seconds, Path(options.trace) if options.trace else None
-    )
+        return None if options.loop == "closed" else shape("constant", options.peak, options.peak, seconds)
+    trace = Path(options.trace) if options.trace else None
+    return shape(options.shape, options.base, options.peak, options.shape_seconds, trace)
 
 
 @events.init.add_listener
@@ -88,22 +81,16 @@ def _check(environment: Environment, **_: Any) -> None:
     if options is None:
         return
     try:
-        shares = tuple(float(share) for share in options.mix.split(","))
-        if len(shares) != len(MIX) or min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError
-    except ValueError:
-        raise SystemExit(f"--mix {options.mix!r}: needs {len(MIX)} shares ({', '.join(MIX)})") from None
-    try:
-        # A worker has no trace of its own unless it sends arrivals.
+        shares_of(options.mix)
         Traffic.shape = chosen_shape(options)
-    except ShapeError as error:
+    except (ShapeError, ValueError) as error:
         raise SystemExit(f"loadtest: {error}") from None
 
 
 @events.test_start.add_listener
 def _start(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
-    Traffic.texts = mixed(TEXTS, seed=1, shares=tuple(float(share) for share in options.mix.split(",")))
+    Traffic.texts = mixed(TEXTS, seed=1, shares=shares_of(options.mix))
     Traffic.shape = chosen_shape(options)
     Traffic.started = time.perf_counter()
     Traffic.late_ms.clear()
@@ -135,37 +122,34 @@ class _Client(FastHttpUser):
         return f"/v2/models/{options.model}/infer", "/v2/models/infer", json.dumps({"inputs": [tensor]})
 
 
-class SingleUser(_Client):
-    """One text at a time, the next when the last is answered."""
+class _WaitingUser(_Client):
+    """A closed loop's: the next request when the last is answered."""
 
-    weight = KINDS["single"]
+    abstract = True
     wait_time = constant(0)
+    kind = ""
 
     @task
-    def predict(self) -> None:
-        self.send("single")
+    def ask(self) -> None:
+        self.send(self.kind)
 
 
-class BatchUser(_Client):
+class SingleUser(_WaitingUser):
+    """One text in a request."""
+
+    kind, weight = "single", KINDS["single"]
+
+
+class BatchUser(_WaitingUser):
     """Several texts in one request."""
 
-    weight = KINDS["batch"]
-    wait_time = constant(0)
-
-    @task
-    def predict(self) -> None:
-        self.send("batch")
+    kind, weight = "batch", KINDS["batch"]
 
 
-class OipUser(_Client):
+class OipUser(_WaitingUser):
     """Several texts over the Open Inference Protocol."""
 
-    weight = KINDS["oip"]
-    wait_time = constant(0)
-
-    @task
-    def infer(self) -> None:
-        self.send("oip")
+    kind, weight = "oip", KINDS["oip"]
 
 
 class ArrivalSource(_Client):
@@ -212,8 +196,7 @@ class Load(LoadTestShape):
             return None
         if options.loop == "open":
             return options.sources, options.sources, [ArrivalSource]
-        classes = {"single": SingleUser, "batch": BatchUser, "oip": OipUser}
-        users = [classes[options.kinds]] if options.kinds != "all" else list(classes.values())
+        users = [each for each in (SingleUser, BatchUser, OipUser) if options.kinds in (each.kind, "all")]
         if chosen is None:
             return options.num_users or 1, options.spawn_rate or 1, users
         count = max(1, round(chosen.rate(at)))
@@ -250,25 +233,18 @@ def _judge(environment: Environment, **_: Any) -> None:
     busy = runner.cpu_warning_emitted or getattr(runner, "worker_cpu_warning_emitted", False)
     if busy or late > LATE_MS:
         log.warning(
-            "the client is saturated (CPU %s, 1 %% of arrivals left %.0f ms late or more): these are not the server's "
-            "numbers; use --processes or more workers",
-            "over its limit" if busy else "ok",
-            late,
+            f"the client is saturated (CPU {'over its limit' if busy else 'ok'}, 1 % of arrivals left {late:.0f} ms "
+            "late or more): these are not the server's numbers; use --processes or more workers"
         )
+    environment.process_exit_code = 1
     if not total.num_requests:
         log.error("objective violated: no request was sent")
-        environment.process_exit_code = 1
         return
     p95, failed = total.get_response_time_percentile(0.95), 100 * total.fail_ratio
     held = p95 <= options.slo_p95_ms and failed <= options.allowed_failure_percent
     log.log(
         logging.INFO if held else logging.ERROR,
-        "objective %s: p95 %.0f ms (at most %g), failed %.2f %% (at most %g), %.1f requests/s",
-        "held" if held else "violated",
-        p95,
-        options.slo_p95_ms,
-        failed,
-        options.allowed_failure_percent,
-        total.total_rps,
+        f"objective {'held' if held else 'violated'}: p95 {p95:.0f} ms (at most {options.slo_p95_ms:g}), failed "
+        f"{failed:.2f} % (at most {options.allowed_failure_percent:g}), {total.total_rps:.1f} requests/s",
     )
     environment.process_exit_code = 0 if held else 1

@@ -41,6 +41,17 @@ def text_of(kind: str, rng: random.Random) -> str:
     return " ".join(words).capitalize() + "."
 
 
+def shares_of(text: str) -> tuple[float, ...]:
+    """Shares of MIX's kinds, as people write them: `0.3,0.55,0.15`. Raises ValueError, one line for people."""
+    try:
+        shares = tuple(float(share) for share in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != len(MIX) or min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(f"--mix {text!r}: needs {len(MIX)} shares ({', '.join(MIX)})")
+    return shares
+
+
 def mixed(count: int, seed: int = 0, shares: tuple[float, ...] | None = None) -> list[str]:
     """`count` texts of all kinds in MIX's shares (or these, in its order), the same for the same seed."""
     rng = random.Random(seed)

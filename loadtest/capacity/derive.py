@@ -67,7 +67,7 @@ def derive(
     line("Growth meanwhile", f"(1 + {percent:g}/100)^{reaction:.1f}", f"× {grown:.3f}")
     line("Rate at which scaling must begin", arithmetic, f"{trigger_rps:.1f} rps")
 
-    state = steady(Curve.of(steps), trigger_rps, options.slo_p95_ms)
+    state = steady(Curve.of(steps), trigger_rps)
     # The least of what is known, so that scaling never begins too late. The knee caps it: beyond, in-flight says how
     # long the queue is, and no longer how much traffic there is.
     known = [

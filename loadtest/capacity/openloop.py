@@ -80,11 +80,10 @@ class Steady:
 
     in_flight: float
     p95_ms: float
-    late_share: float
     refused_share: float
 
 
-def steady(curve: Curve, rps: float, slo_ms: float) -> Steady:
+def steady(curve: Curve, rps: float) -> Steady:
     """In-flight, latency and refusals at `rps`."""
     p = curve.probabilities(rps)
     # An arrival sees what is there (Poisson arrivals see time averages) and makes it one more.
@@ -94,8 +93,7 @@ def steady(curve: Curve, rps: float, slo_ms: float) -> Steady:
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if seen @ curve.within(middle) < 0.95 else (low, middle)
-    late_share = 1.0 - float(seen @ curve.within(slo_ms))
-    return Steady(float(p @ np.arange(curve.bound + 1)), high, late_share, float(p[-1]))
+    return Steady(float(p @ np.arange(curve.bound + 1)), high, float(p[-1]))
 
 
 def largest_rate(curve: Curve, slo_ms: float) -> float:
@@ -103,6 +101,6 @@ def largest_rate(curve: Curve, slo_ms: float) -> float:
     low, high = 0.0, curve.peak_rps
     for _ in range(24):
         middle = (low + high) / 2
-        state = steady(curve, middle, slo_ms)
+        state = steady(curve, middle)
         low, high = (middle, high) if state.p95_ms <= slo_ms and state.refused_share < 0.001 else (low, middle)
     return low

@@ -42,7 +42,6 @@ class Timeline:
     wanted: list[int] = field(default_factory=list)
     p95_ms: list[float] = field(default_factory=list)
     in_flight: list[float] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
     step_seconds: float = 1.0
 
@@ -56,11 +55,6 @@ class Timeline:
         rps, p95, refused = np.array(self.rps), np.array(self.p95_ms), np.array(self.refused)
         bad = (p95 > slo_ms) | (refused > allowed_failures * np.maximum(rps, 1e-9))
         return float(rps[bad].sum() / max(rps.sum(), 1e-9))
-
-    @property
-    def bad_share(self) -> float:
-        """Share of requests that were late or refused."""
-        return (sum(self.late) + sum(self.refused)) / max(sum(self.rps), 1e-9)
 
 
 class Fleet:
@@ -106,20 +100,19 @@ class Fleet:
         self.count, self.ready_at, self.n = self.count[keep], self.ready_at[keep], self.n[keep]
         self.served, self.samples, self.cpu = self.served[keep], self.samples[keep], self.cpu[keep]
 
-    def serve(self, now: float, rps: float, seconds: float) -> tuple[int, float, float, float, float]:
-        """One step of time: ready Pods, p95, in flight, late per second, refused per second."""
+    def serve(self, now: float, rps: float, seconds: float) -> tuple[int, float, float, float]:
+        """One step of time: ready Pods, p95, in flight, refused per second."""
         ready = self.ready_at <= now
         pods = self.count[ready]
         if not pods.sum():
             self.served[:] = 0.0
-            return 0, float("inf"), 0.0, 0.0, rps
+            return 0, float("inf"), 0.0, rps
         each = rps / float(pods.sum())
         n, served, refused, is_steady = self._replica.step(self.n[ready], each, seconds)
-        p95, late = self._replica.latency(n, each, is_steady)
+        p95 = self._replica.latency(n, each, is_steady)
         self.n[ready], self.served[ready] = n, served
-        late_rps = float(pods @ (late * np.minimum(served, each)))
         # The slowest cohort's matters: an objective is not met by half of the fleet.
-        return int(pods.sum()), float(p95.max()), float(pods @ n), late_rps, float(pods @ refused)
+        return int(pods.sum()), float(p95.max()), float(pods @ n), float(pods @ refused)
 
     def scrape(self, now: float, cpu_request: float) -> None:
         """A sample of every ready Pod."""
@@ -170,7 +163,7 @@ def simulate(
             fleet.lose(now, losses[0][1])
             losses = losses[1:]
         rps = rate(now)
-        ready, p95, in_flight, late, refused = fleet.serve(now, rps, step_seconds)
+        ready, p95, in_flight, refused = fleet.serve(now, rps, step_seconds)
         if now >= next_scrape:
             fleet.scrape(now, cpu_request)
             next_scrape += world.scrape_seconds
@@ -185,6 +178,5 @@ def simulate(
         line.wanted.append(fleet.total)
         line.p95_ms.append(p95)
         line.in_flight.append(in_flight)
-        line.late.append(late)
         line.refused.append(refused)
     return line

@@ -28,35 +28,31 @@ class Replica:
     rates: Array
     in_flight: Array
     p95_ms: Array
-    late: Array
     cpu_cores: Array
     levels: Array
     throughput: Array
     p95_at: Array
-    late_at: Array
 
     @staticmethod
     def of(report: Report, bound: int = BOUND) -> "Replica":
         """From the closed-loop steps of a report."""
-        slo_ms, steps = report.options.slo_p95_ms, report.steps
+        steps = report.steps
         curve = Curve.of(steps, max(bound, int(max(step.in_flight for step in steps))))
-        rates, late = _GRID * curve.peak_rps, 1.0 - curve.within(slo_ms)
-        states = [steady(curve, rate, slo_ms) for rate in rates]
+        rates = _GRID * curve.peak_rps
+        states = [steady(curve, rate) for rate in rates]
         cores = [sizes.at_rate(steps, rate, lambda s: s.server.cpu_cores, proportional=True) or 0.0 for rate in rates]
         return Replica(
-            slo_ms=slo_ms,
+            slo_ms=report.options.slo_p95_ms,
             bound=curve.bound,
             peak_rps=curve.peak_rps,
             peak_at=float(np.argmax(curve.throughput) + 1),
             rates=rates,
             in_flight=np.array([state.in_flight for state in states]),
             p95_ms=np.array([state.p95_ms for state in states]),
-            late=np.array([state.late_share for state in states]),
             cpu_cores=np.array(cores),
             levels=np.arange(curve.bound + 1, dtype=np.float64),
             throughput=np.concatenate(([0.0], curve.throughput)),
             p95_at=np.concatenate((curve.p95_ms[:1], curve.p95_ms)),
-            late_at=np.concatenate((late[:1], late)),
         )
 
     def step(self, n: Array, rps: float, seconds: float) -> tuple[Array, Array, Array, Flags]:
@@ -76,8 +72,6 @@ class Replica:
         served = np.where(is_steady, rps, np.interp(later, self.levels, self.throughput))
         return later, served, refused, is_steady
 
-    def latency(self, n: Array, rps: float, is_steady: Flags) -> tuple[Array, Array]:
-        """95th percentile in ms and share of late requests."""
-        p95 = np.where(is_steady, np.interp(rps, self.rates, self.p95_ms), np.interp(n, self.levels, self.p95_at))
-        late = np.where(is_steady, np.interp(rps, self.rates, self.late), np.interp(n, self.levels, self.late_at))
-        return p95, late
+    def latency(self, n: Array, rps: float, is_steady: Flags) -> Array:
+        """95th percentile in ms."""
+        return np.where(is_steady, np.interp(rps, self.rates, self.p95_ms), np.interp(n, self.levels, self.p95_at))

@@ -11,7 +11,7 @@ from loadtest.capacity.report import render
 from loadtest.simulate import plots, sweep
 from loadtest.simulate.sweep import Setup, Trial
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TEMPLATE = Path(__file__).with_name("simulation.html.j2")
 
 

@@ -29,7 +29,6 @@ class Trial(msgspec.Struct, frozen=True):
     cpu_target: float | None
     replica_hours: float
     violation_share: float
-    bad_share: float
     most_replicas: int
     holds: bool
 
@@ -82,7 +81,6 @@ def trial(setup: Setup, signal: Signal, target: float, min_replicas: int, cpu_ta
         cpu_target=cpu_target,
         replica_hours=sum(line.replica_hours for line in lines),
         violation_share=violation,
-        bad_share=max(line.bad_share for line in lines),
         most_replicas=max(max(line.wanted) for line in lines),
         holds=violation <= setup.allowed_violation,
     )

@@ -176,28 +176,28 @@ def test_when_no_rate_of_arrivals_holds_there_is_no_target_and_the_report_says_w
 def test_one_exponential_server_is_the_textbook_queue():
     # X(k) = 100 whatever is in flight: M/M/1 at half load has ρ/(1-ρ) = 1 in the system.
     curve = Curve.of([step(1, 100), step(64, 100)])
-    assert steady(curve, 50.0, 100.0).in_flight == pytest.approx(1.0, rel=1e-6)
-    assert steady(curve, 80.0, 100.0).in_flight == pytest.approx(4.0, rel=1e-3)
+    assert steady(curve, 50.0).in_flight == pytest.approx(1.0, rel=1e-6)
+    assert steady(curve, 80.0).in_flight == pytest.approx(4.0, rel=1e-3)
 
 
 def test_four_exponential_servers_are_the_textbook_queue():
     # M/M/4, ρ = 0.75: Erlang's C is 0.5094, so 0.5094 × 0.75/0.25 wait and 3 are served.
     curve = Curve.of([step(n, min(n, 4) * 10) for n in (1, 2, 3, 4, 128)])
-    assert steady(curve, 30.0, 100.0).in_flight == pytest.approx(3 + 0.5094 * 3, rel=1e-3)
+    assert steady(curve, 30.0).in_flight == pytest.approx(3 + 0.5094 * 3, rel=1e-3)
 
 
 def test_a_bound_refuses_what_does_not_fit():
     # M/M/1 with room for one: at twice its rate two thirds are refused.
     curve = Curve.of([step(1, 100)], bound=1)
-    assert steady(curve, 200.0, 100.0).refused_share == pytest.approx(2 / 3)
+    assert steady(curve, 200.0).refused_share == pytest.approx(2 / 3)
 
 
 def test_the_largest_open_loop_rate_is_below_the_closed_loops_and_meets_the_objective():
     curve = Curve.of(explored(fixed(4, 0.05)))
     rate = largest_rate(curve, 100.0)
     assert 0.5 * 80 < rate < 80
-    assert steady(curve, rate, 100.0).p95_ms <= 100.0
-    assert steady(curve, rate * 1.05, 100.0).p95_ms > 100.0
+    assert steady(curve, rate).p95_ms <= 100.0
+    assert steady(curve, rate * 1.05).p95_ms > 100.0
 
 
 def test_intervals_of_batch_means_widen_with_likeness():

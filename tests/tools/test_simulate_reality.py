@@ -61,7 +61,7 @@ async def test_without_a_ready_replica_the_balancer_says_so():
 
 def test_errors_are_what_they_are_called():
     at = [i / 10 for i in range(40)]
-    line = Timeline(at, [50.0] * 40, [4] * 40, [4] * 40, [110.0] * 40, [1.0] * 40, [0.0] * 40, [0.0] * 40, 0.1)
+    line = Timeline(at, [50.0] * 40, [4] * 40, [4] * 40, [110.0] * 40, [1.0] * 40, [0.0] * 40, 0.1)
     rng = np.random.default_rng(0)
     due = list(np.linspace(0, 3.99, 400))
     seen = Observed(at=at, ready=[5] * 40, due=due, latency_ms=list(rng.permutation([100.0] * 400)))
