@@ -2,6 +2,8 @@
 another (`_ms`, `_percent`).
 """
 
+import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,7 +187,8 @@ def write(record: msgspec.Struct, path: Path) -> None:
 def read(path: Path) -> Report:
     """The report in a file. Raises ReportError: one line naming the file and what is wrong with it."""
     try:
-        raw: Any = msgspec.json.decode(path.read_bytes())
+        # JSON has no infinity: where nothing is known of a value, it says null.
+        raw: Any = json.loads(path.read_bytes(), object_hook=_with_infinities)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             raise ReportError(f"{path}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}")
@@ -194,5 +197,10 @@ def read(path: Path) -> Report:
         raise ReportError(f"{path}: {error.strerror}") from None
     except msgspec.ValidationError as error:
         raise ReportError(f"{path}: not a capacity report: {error}") from None
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ReportError(f"{path}: not JSON: {error}") from None
+
+
+def _with_infinities(found: dict[str, Any]) -> dict[str, Any]:
+    estimate = found.keys() == {"value", "half_width"}
+    return {key: math.inf if estimate and value is None else value for key, value in found.items()}

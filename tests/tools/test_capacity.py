@@ -1,5 +1,6 @@
 """Capacity's arithmetic on curves that are known by formula: which steps, knee, open loop, targets, the page."""
 
+import json
 import math
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 
 from loadtest.capacity import analysis, derive, explore, report, schema, scrape, sizes, stats
 from loadtest.capacity.openloop import Curve, largest_rate, steady
-from loadtest.capacity.schema import Delay, Estimate, Options, Report, Run, ServerSide, Step
+from loadtest.capacity.schema import Delay, Estimate, Options, Report, Run, ServerSide, Step, _with_infinities
 
 NO_WAIT = [Delay("all of it", 0.0, "test")]
 OPTIONS = Options(slo_p95_ms=250)
@@ -219,6 +220,11 @@ def test_an_interval_holds_the_truth_nineteen_times_in_twenty():
 def test_too_few_answers_are_never_stable():
     assert math.isinf(stats.percentile(np.array([1.0, 2.0]), 95).half_width)
     assert math.isinf(stats.rate(np.array([1.0]), 0.0).half_width)
+
+
+def test_an_estimate_of_which_nothing_is_known_is_read_back_as_that():
+    found = json.loads(msgspec.json.encode({"value": 1.0, "half_width": math.inf}), object_hook=_with_infinities)
+    assert msgspec.convert(found, Estimate) == Estimate(1.0, math.inf)
 
 
 def test_metrics_of_two_readings_become_what_happened_between():
