@@ -1,9 +1,11 @@
 """Fixtures shared by modules: packaged artifacts and a running server."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from model.package import package_tensors
 from tests.process import ServerProcess
@@ -14,6 +16,16 @@ Build = Callable[[Path], Path]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")
     parser.addoption("--overload-seconds", type=float, default=4, help="seconds of the test at five times capacity")
+
+
+@pytest.fixture(autouse=True)
+def logging_left_as_it_was() -> Iterator[None]:
+    """An application sets up logging for its process; this process is pytest's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

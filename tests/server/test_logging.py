@@ -7,7 +7,6 @@ import asyncio
 import fcntl
 import io
 import json
-import logging
 import os
 import re
 import socket
@@ -19,7 +18,6 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from tokenizers import Tokenizer
 
 from app.batching.admission import Limits
@@ -42,16 +40,6 @@ FIELDS = {
 SECRETS = ("zyzzyva", "quokka", "ptarmigan", "axolotl")
 SECRET_TEXT = "The Zyzzyva told the quokka, “ptarmigan!” 🐧 axolotl"
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture
-def logging_left_as_it_was() -> Iterator[None]:
-    """`configure` sets up logging for its process; this process is pytest's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +271,6 @@ def quoting_model(model: Model) -> Model:
     return QuotingModel(**{item.name: getattr(model, item.name) for item in fields(Model)})
 
 
-@pytest.mark.usefixtures("logging_left_as_it_was")
 @pytest.mark.parametrize("log_format", ["json", "text"])
 @pytest.mark.parametrize("broken", ["model", "task"])
 async def test_a_failure_is_logged_by_its_kind_and_place_and_never_by_its_words(

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from app.telemetry import logging as logs
@@ -20,16 +19,6 @@ from tests.process import BUNDLED
 
 SECRETS = ("zyzzyva", "quokka", "ptarmigan", "axolotl")
 SECRET_TEXT = "The Zyzzyva told the quokka, “ptarmigan!” 🐧 axolotl"
-
-
-@pytest.fixture(autouse=True)
-def logging_left_as_it_was() -> Iterator[None]:
-    """`configure` sets up logging for its process; this process is pytest's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 def assert_no_secret(text: str) -> None:
