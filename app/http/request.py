@@ -32,8 +32,8 @@ MAX_BODIES = 32
 # Where in a scope's extensions our own server puts the connection, whose `on_lost` is called when the client leaves.
 # Under another server ASGI's messages say so, which costs more.
 CONNECTION = "app.connection"
-# zlib's window: gzip, and what HTTP calls deflate (with zlib's header).
-ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+# zlib's window: none, gzip, and what HTTP calls deflate (with zlib's header).
+ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
 T = TypeVar("T")
 
 
@@ -131,10 +131,10 @@ class InferenceRequest:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limits.max_body_bytes:
             raise BodyTooLarge(f"body: expected at most {limits.max_body_bytes} bytes, declared {int(declared)}")
-        encoding = (self.header(b"content-encoding") or "identity").lower()
-        if encoding not in ENCODINGS and encoding != "identity":
-            raise UnsupportedMedia(f"content-encoding: expected one of identity, {', '.join(ENCODINGS)}")
-        unpack = _Unpacked(ENCODINGS[encoding], limits.max_body_bytes) if encoding in ENCODINGS else None
+        window = ENCODINGS.get((self.header(b"content-encoding") or "identity").lower())
+        if window is None:
+            raise UnsupportedMedia(f"content-encoding: expected one of {', '.join(ENCODINGS)}")
+        unpack = _Unpacked(window, limits.max_body_bytes) if window else None
         limits.deadlines.add(self._loop, self, self.deadline)
         chunks: list[bytes] = []
         held_bytes = 0

@@ -47,7 +47,7 @@ ROUTES = (
     Route("GET", "/v2/health/live", handlers.live, exempt=True),
     Route("GET", "/v2/health/ready", handlers.ready, exempt=True),
     # Before the routes with a name in them, which it would match as well.
-    Route("GET", "/v2/models/stats", handlers.all_statistics),
+    Route("GET", "/v2/models/stats", handlers.statistics),
     Route("GET", MODEL, handlers.metadata),
     Route("GET", MODEL + "/ready", handlers.model_ready),
     Route("GET", MODEL + "/config", handlers.config),

@@ -5,7 +5,6 @@ from math import inf
 from typing import NoReturn, cast
 
 from app import errors
-from app.artifact.datatypes import Tensors
 from app.artifact.integrity import verify_files
 from app.artifact.manifest import read_artifact
 from app.batching.admission import QueueState
@@ -34,7 +33,7 @@ def open_model(settings: Settings, served: Serve) -> Model:
     return Model(artifact, task, served.provider, _engine_runs, limits.runners, limits.batch_rows, limits.batch_tokens)
 
 
-def _engine_runs(_: Tensors) -> NoReturn:
+def _engine_runs(_: object) -> NoReturn:
     raise NotImplementedError("the engine runs the model")
 
 
@@ -42,7 +41,7 @@ class RemoteBatcher(Batcher):
     """As `Batcher`, with queue and runners in the engine; its messages come in through `done`, `failed`, `heard`."""
 
     def __init__(self, channel: Channel, served: Serve) -> None:
-        super().__init__(_nothing, served.limits, inf)
+        super().__init__(_engine_runs, served.limits, inf)
         self._channel = channel
         self._numbers: dict[PendingRequest, int] = {}
         self._waiting: dict[int, PendingRequest] = {}
@@ -102,10 +101,6 @@ class RemoteBatcher(Batcher):
             return None
         self._numbers.pop(pending, None)
         return None if pending.future.done() else pending
-
-
-def _nothing(_: object) -> NoReturn:
-    raise NotImplementedError("the engine runs the model")
 
 
 def rebuilt(message: Failed) -> RequestError:

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse, Response
 from app import NAME, __version__
 from app.artifact.manifest import TensorSpec
 from app.errors import BadRequest
-from app.http import response as http
 from app.http.oip.codec import InferRequest, decode_tensors, encode_response, split_body
 from app.http.request import InferenceRequest, decode_json
+from app.http.response import Response as InferenceResponse
 from app.lifecycle import Lifecycle
 from app.runtime.session import Model
 from app.telemetry.metrics import Statistics
@@ -23,7 +23,7 @@ EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 DECODER = msgspec.json.Decoder(InferRequest)
 
 
-async def infer(request: InferenceRequest) -> http.Response:
+async def infer(request: InferenceRequest) -> InferenceResponse:
     """Inference: JSON, or JSON followed by binary tensors."""
     predictor, path = request.predictor, request.path_params
     model = predictor.named(path["model_name"], path.get("model_version"))
@@ -36,9 +36,9 @@ async def infer(request: InferenceRequest) -> http.Response:
     body, header_length = encode_response(content, manifest.name, manifest.version, outputs)
     headers = request.model_headers()
     if header_length is None:
-        return http.Response(200, body, headers)
+        return InferenceResponse(200, body, headers)
     headers.append((b"inference-header-content-length", b"%d" % header_length))
-    return http.Response(200, body, headers, b"application/octet-stream")
+    return InferenceResponse(200, body, headers, b"application/octet-stream")
 
 
 def _shorten_deadline(request: InferenceRequest, timeout_us: Any) -> None:
@@ -97,11 +97,6 @@ async def statistics(request: Request) -> Response:
     """Statistics since start."""
     model, totals = _model(request), await request.app.state.metrics_source.statistics()
     return JSONResponse({"model_stats": [statistics_of(model, totals)]})
-
-
-async def all_statistics(request: Request) -> Response:
-    """Statistics of every model, that is, of the one there is."""
-    return await statistics(request)
 
 
 def configuration(model: Model, queue_rows: int) -> dict[str, Any]:
