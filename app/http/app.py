@@ -6,6 +6,7 @@ from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
@@ -20,6 +21,8 @@ from app.lifecycle import Lifecycle, exit_process
 from app.settings import Settings
 from app.telemetry.metrics import MetricsSource
 
+# FastAPI's own costs each request a look-up, and where it is set up it records what exceptions say.
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -34,8 +37,9 @@ def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsS
 
     inference = Middleware(InferenceMiddleware, settings=settings, lifecycle=lifecycle, metrics=metrics_source.metrics)
     app = FastAPI(
-        title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], redirect_slashes=False
+        title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], telemetry=NO_TELEMETRY
     )
+    app.router.redirect_slashes = False
     app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
     for route in ENDPOINTS:
         statuses = (404, 503) if "{" in route.path else (503,)
@@ -60,13 +64,9 @@ def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsS
 
 def refuse_what_would_be_bypassed(app: FastAPI) -> None:
     """Ends the process if the application has dependencies: inference routes would answer without them."""
+    instead = "use app.add_middleware, or HOOKS in app/http/routes.py"
     if app.router.dependencies:
-        exit_process(
-            ConfigError(
-                "FastAPI(dependencies=…) does not hold for inference routes: use app.add_middleware, or HOOKS in "
-                "app/http/routes.py"
-            )
-        )
+        exit_process(ConfigError(f"FastAPI(dependencies=…) does not hold for inference routes: {instead}"))
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

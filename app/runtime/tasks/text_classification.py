@@ -48,6 +48,7 @@ class TextClassification:
             TensorSpec("probabilities", "FP32", [-1, len(self.labels)]),
         ]
         self._max_characters = self.max_tokens * CHARACTERS_PER_TOKEN
+        self._quick_characters = min(self._max_characters, QUICK_CHARACTERS)
         self._tokenizer, self._pad_id = _load_tokenizer(artifact.path(manifest.tokenizer_file or ""), self.max_tokens)
         self._output = manifest.outputs[0].name
         self._softmax = manifest.scores == "logits"
@@ -83,6 +84,9 @@ class TextClassification:
                 raise Invalid(f"text {index}: expected at least one character that is not blank")
         units: list[Encoded] = []
         try:
+            if len(inputs) == 1 and len(inputs[0]) <= self._quick_characters:
+                encoding = self._tokenizer.encode(inputs[0])
+                return [Encoded(encoding.ids, len(encoding), truncated=bool(encoding.overflowing))]
             for start in range(0, len(inputs), ENCODED_TOGETHER):
                 units += self._encode_together(inputs[start : start + ENCODED_TOGETHER])
         except (UnicodeError, TypeError):
@@ -91,11 +95,8 @@ class TextClassification:
 
     def _encode_together(self, texts: Sequence[str]) -> list[Encoded]:
         cut = self._max_characters
-        if len(texts) == 1 and len(texts[0]) <= QUICK_CHARACTERS:
-            encodings = [self._tokenizer.encode(texts[0][:cut])]
-        else:
-            # Unlike `encode` it lets the event loop go on.
-            encodings = self._tokenizer.encode_batch_fast([text[:cut] for text in texts])
+        # Unlike `encode` it lets the event loop go on.
+        encodings = self._tokenizer.encode_batch_fast([text[:cut] for text in texts])
         rest: Sequence[int] = range(len(texts))
         while rest := [i for i in rest if MANY_CHARACTERS > cut < len(texts[i]) and not encodings[i].overflowing]:
             cut *= 4
