@@ -146,4 +146,6 @@ REJECT_REASONS = (
     "invalid", "unauthorized", "body_timeout", "body_too_large", "too_many_rows", "client_closed",
     "queue_full", "late", "not_ready", "draining", "memory", "deadline",
 )  # fmt: skip
+# Of connections that a limit ended: too many, too much that waits, answers that are not read.
+SHED_REASONS = ("count", "memory", "unread")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)

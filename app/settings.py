@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     max_queue_wait_ms: float = Field(175, gt=0, description="estimated wait for a run; beyond: 503")
     request_timeout_ms: float = Field(5000, gt=0, le=3_600_000, description="from first byte to answer")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="request body; beyond: 413")
+    max_connections: int = Field(4096, ge=1, le=1_000_000, description="beyond: the longest idle is closed")
     drain_delay_seconds: float = Field(0, ge=0, le=3600, description="after SIGTERM, before new requests are refused")
     drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
     runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")

@@ -103,7 +103,7 @@ def main() -> None:
         lifecycle.close()
 
     app = build_app(settings, lifecycle, EngineMetrics(metrics, worker.channel), lifespan)
-    WorkerServer(app, lifecycle, settings).run_and_exit(listening)
+    WorkerServer(app, lifecycle, settings, metrics).run_and_exit(listening)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from app.artifact.datatypes import Array
+from app.artifact.external_data import verify_external_data
 from app.artifact.integrity import verify_files, verify_manifest
 from app.artifact.manifest import MANIFEST, TensorSpec, read_artifact
 from app.errors import ArtifactError
@@ -56,6 +57,7 @@ def load_model(
     manifest = artifact.manifest
     with stage("loading"):
         path = artifact.path(manifest.model_file)
+        verify_external_data(artifact)
         auto = provider == "auto"
         session = Session.open(path, "cuda" if provider == "auto" else provider, may_fall_back=auto)
         found_inputs, found_outputs = session.specs()

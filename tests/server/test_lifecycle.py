@@ -262,7 +262,7 @@ def test_while_the_gate_runs_the_server_is_live_and_not_ready_and_says_at_which_
         assert server.metric("inference_rejected_total", reason="not_ready") > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it(
     package: Callable[..., Path], number: signal.Signals
 ) -> None:
@@ -559,7 +559,7 @@ def test_clients_may_be_as_many_as_the_system_lets_them() -> None:
 # --- draining and ending ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_under_load_a_signal_loses_no_accepted_request(number: signal.Signals) -> None:
     answered: dict[str, int] = {}
     unanswered: set[str] = set()

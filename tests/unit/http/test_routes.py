@@ -56,7 +56,7 @@ async def test_another_method_on_a_path_of_the_table_is_405_and_says_which_is_al
     allowed = {route.method for route in ROUTES if route.path == path}
     async with Served(bundled) as served:
         for method in METHODS:
-            if method not in allowed:
+            if method not in allowed and not (method == "HEAD" and "GET" in allowed):
                 client = await served.ask(filled(path), method, PREDICT)
                 assert client.status == 405, method
                 assert allowed <= set(re.split(", *", client.headers["allow"]))
