@@ -34,8 +34,9 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity: memory must stay flat
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients: memory and /live stay flat
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
+	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
 
 lint: $(VENV)/dev ## style, types, layers, Dockerfiles, shell scripts
 	$(BIN)/ruff check .

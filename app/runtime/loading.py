@@ -71,6 +71,8 @@ def load_model(
         if runners == "auto":
             runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota()
         task = open_task(artifact, rows)
+        if not task.counts_tokens and max_batch_tokens == "auto":
+            tokens = rows
         model = Model(artifact, task, session.provider, session.run, runners, rows, tokens)
     with stage("warming"):
         try:

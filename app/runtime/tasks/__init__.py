@@ -21,7 +21,7 @@ TASKS = {
 
 class Encoded(NamedTuple):
     """One unit of work. Units with equal `key` may share a run; `rows` is its size along the first axis, `length` a
-    row's cost beside a padded neighbour: tokens for text, 1 for tensors."""
+    row's cost beside a padded neighbour: tokens for text, for tensors how many times a golden row."""
 
     payload: Any
     length: int
@@ -52,12 +52,14 @@ class Task(Protocol):
     """All that the gate, the predictor and the protocol ask of a task.
 
     inputs, outputs: as clients of the Open Inference Protocol see them. takes_texts: whether /predict does too.
+    counts_tokens: whether a `length` is tokens; else it is golden rows, and a run takes as many of these as of rows.
     batched: whether the first axis of every input is rows, as Triton's model configuration means it.
     """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     takes_texts: bool
+    counts_tokens: bool
     batched: bool
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:

@@ -29,6 +29,7 @@ class TextClassification:
     """See `app.runtime.tasks.Task`."""
 
     takes_texts = True
+    counts_tokens = True
     # Its rows are the only axis, which Triton's batching would leave out of the shapes.
     batched = False
 
