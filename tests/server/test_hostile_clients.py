@@ -48,8 +48,8 @@ def live_within(request: pytest.FixtureRequest) -> None:
 
 @contextmanager
 def probed(server: ServerProcess) -> Iterator[None]:
-    """Asks /live ten times a second meanwhile, which must never take longer than `LIVE_WITHIN`; at the end nothing is in
-    flight, and memory is much as it was, as it has been all along."""
+    """Asks /live ten times a second meanwhile, which must not take longer than `LIVE_WITHIN`; at the end nothing is in
+    flight, and memory is much as it was and has been."""
     process = psutil.Process(server.process.pid)
     before, over, failures = process.memory_info().rss, threading.Event(), list[str]()
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak counts from now on
