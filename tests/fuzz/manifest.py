@@ -14,19 +14,30 @@ from app.errors import ArtifactError
 from app.runtime.loading import load_model
 from tests.unit.runtime.test_loading import good_artifacts
 
-# The artifact that it belongs to, where it is changed, and to what: parsed values as JSON, then bytes.
-Case = tuple[str, list[tuple[list[int], bytes]], list[tuple[int, bytes]]]
+# The artifact that it belongs to; where a value is changed, to what JSON or to which other of its kind; then bytes.
+Case = tuple[str, list[tuple[list[int], bytes | int]], list[tuple[int, bytes]]]
 EXAMPLES = 100
 
+STRINGS = [
+    "",
+    ".",
+    "/dev/zero",
+    "../x",
+    "manifest.json",
+    "a" * 5000,
+    "FP16",
+    "BYTES",
+    "INT64",
+    "logits",
+    "\0",
+    "\x1b[2J",
+]
 values = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-2, 20),
-    st.sampled_from([2**31, 2**63, 10**30, 1e308, -1.0, 0.5, float("nan"), float("inf")]),
-    st.sampled_from(
-        ["", ".", "..", "/", "/dev/zero", "/proc/self/mem", "../x", "manifest.json", "model.onnx", "a" * 5000]
-    ),
-    st.sampled_from(["FP16", "BYTES", "INT64", "logits", "text-classification", "tensors", "\0", "\x1b[2J", "\udcff"]),
+    st.sampled_from([2**63, 1e308, -1.0, 0.5, float("nan"), float("inf"), "/proc/self/mem", "tensors", "\udcff"]),
+    st.sampled_from(STRINGS),
     st.text(max_size=6),
 )
 changes = st.recursive(
@@ -34,25 +45,41 @@ changes = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-
-
-def as_json(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
+places = st.lists(st.integers(0, 30), min_size=1, max_size=4)
+edits = st.tuples(places, st.integers(0, 20) | changes.map(lambda value: json.dumps(value).encode()))
+damages = st.tuples(st.integers(0, 2000), st.binary(max_size=3))
 CASES = st.tuples(
     st.sampled_from(["text", "tensors"]),
-    st.lists(st.tuples(st.lists(st.integers(0, 30), min_size=1, max_size=4), changes.map(as_json)), max_size=2),
-    st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=3)), max_size=1),
+    st.lists(edits, max_size=2),
+    st.one_of(st.just([]), st.just([]), st.lists(damages, max_size=1)),
 )
 
 
-def changed(node: Any, path: list[int], value: Any) -> Any:
-    """`node` with `value` at the place that `path` leads to: at each step one of what is there, by its number."""
-    places = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
-    if not places or not path:
-        return value
-    place = places[path[0] % len(places)]
+def another(value: Any, number: int) -> Any:
+    """Another value of the same kind."""
+    options: list[Any] = [None]
+    match value:
+        case bool():
+            options = [not value]
+        case int():
+            options = [0, -1, 1, 2, 2**31, 10**30]
+        case float():
+            options = [0.0, -1.0, 1e-300, 1e308]
+        case str():
+            options = STRINGS
+        case list():
+            options = [[], value[:-1], value * 2, value[::-1]]
+        case dict():
+            options = [{}, dict(list(value.items())[:-1]), value | {"x": 1}]
+    return options[number % len(options)]
+
+
+def changed(node: Any, path: list[int], value: bytes | int) -> Any:
+    """`node`, changed at the place that `path` leads to: at each step one of what is there, by its number."""
+    inside = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
+    if not inside or not path:
+        return another(node, value) if isinstance(value, int) else json.loads(value)
+    place = inside[path[0] % len(inside)]
     node[place] = changed(node[place], path[1:], value)
     return node
 
@@ -78,7 +105,7 @@ def checking() -> Iterator[Callable[[Case], None]]:
             manifest = json.loads(text[kind])
             manifest.pop("checksum", None)
             for path, value in edits:
-                manifest = changed(manifest, path, json.loads(value))
+                manifest = changed(manifest, path, value)
             raw = bytearray(json.dumps(manifest).encode())
             for place, change in damages:
                 raw[place : place + 1] = change
