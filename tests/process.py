@@ -23,6 +23,30 @@ BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
 
 
+WARNS = """
+import sys, warnings
+
+class Importing:
+    def find_spec(name, *_):
+        if name == "uvicorn":
+            warnings.warn("a library is imported")
+
+def opening(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("manifest.json"):
+        warnings.warn("a library is at work")
+
+sys.meta_path.insert(0, Importing)
+sys.addaudithook(opening)
+"""
+
+
+def warning_libraries(folder: Path) -> dict[str, str]:
+    """Environment, with a file in `folder`, in which libraries warn: when uvicorn is imported, and when a manifest is
+    opened."""
+    (folder / "sitecustomize.py").write_text(WARNS)
+    return {"PYTHONPATH": str(folder), "PYTHONWARNINGS": "always"}
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

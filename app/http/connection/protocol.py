@@ -71,6 +71,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn does not where the client resets it
         self._end_wait()
         self._end_write_wait()
         self._limits.lost(self, self._held_bytes)

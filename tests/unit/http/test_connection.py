@@ -606,6 +606,7 @@ def test_the_names_of_uvicorns_that_the_connection_relies_on_are_there() -> None
     assert list(parameters) == ["self", "message"]
     assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
     assert callable(FlowControl.drain)
+    assert callable(HttpToolsProtocol._unset_keepalive_if_required)
     assert callable(HttpRequestParser.set_dangerous_leniencies)
     assert issubclass(HttpParserUpgrade, Exception)
 
