@@ -13,7 +13,9 @@ import h11
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
+from app.http.connection.limits import ConnectionLimits
 from app.http.server import uvicorn_config
+from app.telemetry.metrics import Children, Metrics
 from tests.fuzz.service import NAME, PATIENCE_SECONDS, Loop, running
 
 # Pieces as they arrive, an empty one for a turn of the event loop; then how the client ends.
@@ -21,6 +23,8 @@ Case = tuple[list[bytes], str]
 EXAMPLES = 250
 # What runs for a connection, not for a request.
 LONG_SECONDS = 10
+# What the connections' limits know of those that there are.
+COUNTED = ("open", "_idle", "_held_bytes", "_unsent", "_unsent_bytes")
 MODEL = b"/v2/models/" + NAME.encode()
 
 METHODS = [
@@ -241,6 +245,12 @@ class Pipe(asyncio.Transport):
 
     abort = close
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def pause_reading(self) -> None:
         self.paused = True
 
@@ -264,7 +274,8 @@ class Connections:
     def __init__(self, app: Any, loop: Loop) -> None:
         self._app = app
         self._loop = loop
-        self._config = uvicorn_config(self)
+        self._limits = ConnectionLimits(1000, Children(Metrics(()).connections_shed, []))
+        self._config = uvicorn_config(self, self._limits)
         self._config.load()
         self._methods: list[str] = []
 
@@ -293,18 +304,22 @@ class Connections:
             else:
                 await asyncio.sleep(0)
         await settled(state)
-        if ending == "half" and not pipe.is_closing() and not protocol.eof_received():
-            pipe.close()
+        if ending == "half" and not pipe.is_closing():
+            if not protocol.eof_received():
+                pipe.close()
             await settled(state)
+            assert pipe.is_closing(), "waits for one that sends no more"
         pipe.lose(ConnectionResetError() if ending == "reset" else None)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while state.tasks:
                 await asyncio.wait(state.tasks)
         await asyncio.sleep(0)
         assert not state.connections
+        left = {name: vars(self._limits)[name] for name in COUNTED}
+        assert not any(left.values()), left
         later = loop.time() + LONG_SECONDS
-        left = [handle for handle in loop.timers if not handle.cancelled() and handle.when() > later]
-        assert left == [], left
+        running = [handle for handle in loop.timers if not handle.cancelled() and handle.when() > later]
+        assert running == [], running
         return bytes(pipe.written), self._methods
 
 
