@@ -6,5 +6,7 @@ import logging
 logging.captureWarnings(True)
 
 from app.main import main  # noqa: E402
+from app.settings import parse_arguments  # noqa: E402
 
+parse_arguments()
 main()
