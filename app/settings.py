@@ -82,7 +82,7 @@ def parse_arguments(arguments: list[str] | None = None) -> None:
     argparse.ArgumentParser(
         prog="python -m app",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Serves the model in APP_MODEL_DIR until SIGTERM; /ready answers 200 once it has passed every check.",
+        description="Serves the model in APP_MODEL_DIR until SIGTERM. /ready answers 200 once it passed every check.",
         epilog="\n".join(
             ["settings, from the environment:", *lines, "", "example:", "  APP_MODEL_DIR=my-model python -m app"]
         ),
