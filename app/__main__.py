@@ -2,6 +2,9 @@
 
 import logging
 
+from app.signals import exit_before_start, on_stop
+
+on_stop(exit_before_start)
 # As app.telemetry.logging, but before any import: standard error has the one line that says why the process ended.
 logging.captureWarnings(True)
 

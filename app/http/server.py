@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import signal
 import socket
 import sys
 from functools import partial
@@ -16,6 +15,7 @@ from app.http.connection.limits import ConnectionLimits
 from app.http.connection.protocol import HttpProtocol
 from app.lifecycle import Lifecycle
 from app.settings import Settings
+from app.signals import on_stop
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
 
@@ -25,8 +25,6 @@ KEEP_ALIVE_SECONDS = 65
 # a client that is dropped here tries again after a second, then three.
 BACKLOG = 65535
 SWITCH_SECONDS = 0.0005
-# Of those that would end the process, uvicorn takes two.
-MORE_SIGNALS = (signal.SIGHUP, signal.SIGQUIT)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,9 +80,7 @@ class Server(uvicorn.Server):
         # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
         # is as long as a whole run of the model.
         sys.setswitchinterval(SWITCH_SECONDS)
-        for number in MORE_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` sets it
-                signal.signal(number, self.handle_exit)
+        on_stop(self.handle_exit)
         self.run(sockets=[sock])
         logging.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.

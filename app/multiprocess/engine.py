@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from functools import partial
-from types import FrameType
 from typing import NoReturn
 
 import uvloop
@@ -38,6 +37,7 @@ from app.multiprocess.metrics import Snapshot, add_up
 from app.multiprocess.workers import Worker
 from app.predictor import Predictor
 from app.settings import Settings
+from app.signals import STOP_SIGNALS, exit_before_start, on_stop
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics
@@ -47,15 +47,12 @@ SIGN_OF_LIFE_SECONDS = 1.0
 # Beyond its own drain, a worker's last seconds.
 GRACE_SECONDS = 3.0
 EXIT_WORKER_LOST = 1
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def serve_with_http_processes(settings: Settings) -> NoReturn:
     """Serves until a signal, then ends the process."""
-    for number in SIGNALS:
-        # One that nohup has set to be ignored stays so.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _exit_before_start)
+    # Nothing was accepted yet, and the workers that are there end with the engine.
+    on_stop(exit_before_start)
     metrics = Metrics(())
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     sockets = or_exit(_listen, settings)
@@ -65,11 +62,6 @@ def serve_with_http_processes(settings: Settings) -> NoReturn:
     sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(Engine(settings, metrics).run(sockets))
     raise AssertionError("the engine ends the process")
-
-
-def _exit_before_start(_: int, __: FrameType | None) -> None:
-    # Nothing was accepted yet, and the workers that are there end with the engine.
-    os._exit(0)
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
@@ -105,8 +97,8 @@ class Engine:
                 self._workers.append(await Worker.start(sock, self._hear))
         except OSError as error:  # no more processes
             exit_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
-        for number in SIGNALS:
-            if signal.getsignal(number) is _exit_before_start:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is exit_before_start:
                 asyncio.get_running_loop().add_signal_handler(number, self._stop)
         self._lifecycle.load(self._on_loaded)
         gpu = GpuSampler.start(self._metrics.registry) if self._settings.provider != "cpu" else None
@@ -139,7 +131,7 @@ class Engine:
         if self._stopping.is_set():
             return
         # Told to end before it served, by who tells all processes and began with it: the engine's own signal comes.
-        if self._lifecycle.predictor is not None or (code and -code not in SIGNALS):
+        if self._lifecycle.predictor is not None or (code and -code not in STOP_SIGNALS):
             logging.logger().error("an HTTP worker ended", process_id=worker.process.pid, code=code)
             self._exit_code = code if code > 0 else EXIT_WORKER_LOST
         self._stop()

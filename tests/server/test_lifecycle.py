@@ -290,6 +290,15 @@ def test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it(
         assert server.wait(PATIENCE_SECONDS) == 0
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("imported", ["asyncio", "numpy", "app.main"])
+def test_a_signal_while_modules_are_imported_ends_the_process_at_once(imported: str, number: signal.Signals) -> None:
+    with ServerProcess(environment={"PYTHONPROFILEIMPORTTIME": "1"}) as server:
+        until(lambda: re.search(rf"\| +{imported}\n", server.errors()) is not None)
+        server.process.send_signal(number)
+        assert server.wait(PATIENCE_SECONDS) == 0
+
+
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
