@@ -12,7 +12,7 @@ from app.errors import BadRequest
 from app.http.request import MAX_STRINGS
 
 # Numbers are parsed so much at a time: a parser holds every other thread, and some numbers take 10 microseconds.
-PIECE_BYTES = 2048
+PIECE_BYTES = 1024
 _LISTS = {"b": list[bool], "u": list[int], "i": list[int], "f": list[float]}
 _NUMBERS: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(of) for kind, of in _LISTS.items()}
 _TEXTS = msgspec.json.Decoder(list[str])
