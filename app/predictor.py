@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
@@ -13,6 +13,10 @@ from app.errors import NotFound
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded, Prediction
 from app.telemetry.metrics import Statistics
+
+# Joining results of that many bytes takes milliseconds.
+QUICK_RESULT_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -50,15 +54,22 @@ class Predictor:
         task = self.model.task
         if not task.takes_texts:
             raise NotFound(f"this model takes tensors: use /v2/models/{self.model.artifact.manifest.name}/infer")
-        return task.predictions(*await self._run(texts, deadline, usage))
+        return await self._run(lambda: texts, task.predictions, deadline, usage)
 
     async def infer(self, tensors: Tensors, deadline: float, usage: Usage) -> Tensors:
         """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `classify`."""
         task = self.model.task
-        return task.respond(*await self._run(task.read(tensors), deadline, usage))
+        return await self._run(lambda: task.read(tensors), task.respond, deadline, usage)
 
-    async def _run(self, inputs: Any, deadline: float, usage: Usage) -> tuple[Sequence[Encoded], list[object]]:
-        task = self.model.task
+    async def _run(
+        self,
+        read: Callable[[], Any],
+        answer: Callable[[Sequence[Encoded], Sequence[Any]], T],
+        deadline: float,
+        usage: Usage,
+    ) -> T:
+        task, started = self.model.task, time.monotonic()
+        inputs = read()
         # Before the work of encoding them.
         self.batcher.admission.require_possible(task.rows(inputs))
         slow = task.encodes_slowly(inputs)
@@ -66,21 +77,32 @@ class Predictor:
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
         pending = self.batcher.submit(units, deadline)
+        delivered = 0.0
         try:
-            return units, await pending.future
+            results = await pending.future
+            delivered = time.monotonic()
+            return await asyncio.to_thread(answer, units, results) if _are_large(results) else answer(units, results)
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds
-            self._count(pending, usage)
+            self._count(pending, usage, started, delivered)
 
-    def _count(self, pending: PendingRequest, usage: Usage) -> None:
-        statistics, seconds = self._statistics, time.monotonic() - pending.submitted
+    def _count(self, pending: PendingRequest, usage: Usage, started: float, delivered: float) -> None:
+        statistics, now = self._statistics, time.monotonic()
+        seconds = now - started
         statistics.last_unix_seconds = time.time()
-        if not pending.finished:
+        if not delivered:
             statistics.failed += 1
             statistics.failed_seconds += seconds
             return
         statistics.succeeded += 1
         statistics.succeeded_seconds += seconds
+        statistics.input_seconds += pending.submitted - started
         statistics.queue_seconds += usage.queue_seconds
         statistics.inference_seconds += usage.inference_seconds
+        statistics.output_seconds += now - delivered
         statistics.rows += usage.rows
+
+
+def _are_large(results: Sequence[Any]) -> bool:
+    tensors = (array for result in results if isinstance(result, dict) for array in result.values())
+    return len(results) > 1 and sum(array.nbytes for array in tensors) > QUICK_RESULT_BYTES

@@ -9,7 +9,7 @@ from msgspec import Struct
 from starlette.requests import HTTPConnection
 
 from app.http import health, predict
-from app.http.oip import codec, handlers
+from app.http.oip import answer, codec, handlers
 
 # Called before each request but those of rows that are `exempt`. Raises a RequestError (Unauthorized, Forbidden) or
 # FastAPI's HTTPException to refuse it. README says how.
@@ -35,6 +35,7 @@ class Route:
     in_document: bool = True
 
 
+REPOSITORY = "/v2/repository"
 MODEL, VERSION = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
 ROUTES = (
     Route("POST", "/predict", predict.predict, predict.PredictRequest, predict.PredictResponse, "/predict"),
@@ -48,16 +49,19 @@ ROUTES = (
     Route("GET", "/v2/health/ready", handlers.ready, exempt=True),
     # Before the routes with a name in them, which it would match as well.
     Route("GET", "/v2/models/stats", handlers.statistics),
+    Route("POST", REPOSITORY + "/index", handlers.repository_index),
+    Route("POST", REPOSITORY + "/models/{model_name}/load", handlers.repository_change, in_document=False),
+    Route("POST", REPOSITORY + "/models/{model_name}/unload", handlers.repository_change, in_document=False),
     Route("GET", MODEL, handlers.metadata),
     Route("GET", MODEL + "/ready", handlers.model_ready),
     Route("GET", MODEL + "/config", handlers.config),
     Route("GET", MODEL + "/stats", handlers.statistics),
-    Route("POST", MODEL + "/infer", handlers.infer, codec.InferRequest, codec.InferResponse, "/v2/models/infer"),
+    Route("POST", MODEL + "/infer", handlers.infer, codec.InferRequest, answer.InferResponse, "/v2/models/infer"),
     Route("GET", VERSION, handlers.metadata, in_document=False),
     Route("GET", VERSION + "/ready", handlers.model_ready, in_document=False),
     Route("GET", VERSION + "/config", handlers.config, in_document=False),
     Route("GET", VERSION + "/stats", handlers.statistics, in_document=False),
-    Route("POST", VERSION + "/infer", handlers.infer, codec.InferRequest, codec.InferResponse, "/v2/models/infer",
+    Route("POST", VERSION + "/infer", handlers.infer, codec.InferRequest, answer.InferResponse, "/v2/models/infer",
           in_document=False),
 )  # fmt: skip
 INFERENCE_ROUTES = tuple(route for route in ROUTES if route.label)

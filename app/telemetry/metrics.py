@@ -27,14 +27,17 @@ _BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
 
 @dataclass(slots=True)
 class Statistics:
-    """Totals since start, for the Open Inference Protocol's statistics; times in seconds."""
+    """Totals since start, for the Open Inference Protocol's statistics; times in seconds. Those of the parts are of
+    requests that succeeded: making rows of what was asked, waiting, the model's run, making answers of its results."""
 
     succeeded: int = 0
     succeeded_seconds: float = 0.0
     failed: int = 0
     failed_seconds: float = 0.0
+    input_seconds: float = 0.0
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
+    output_seconds: float = 0.0
     rows: int = 0
     runs: int = 0
     last_unix_seconds: float = 0.0

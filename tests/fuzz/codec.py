@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from app.artifact.datatypes import DATATYPES, Array, Tensors
 from app.errors import RequestError
-from app.http.oip.codec import InferRequest, decode_tensors, encode_response, split_body
+from app.http.oip.answer import encode_response
+from app.http.oip.codec import InferRequest, RequestParameters, decode_tensors, split_body
 from app.http.request import decode_json
 
 # The body, and the header that says where its JSON ends.
@@ -20,6 +21,7 @@ EXAMPLES = 300
 DECODER = msgspec.json.Decoder(InferRequest)
 # An array of the widest datatype, of elements that take one character and a comma.
 MOST_BYTES_PER_BYTE = 8
+MOST_BYTES = 1 << 20
 
 numbers = st.one_of(
     st.integers(-2, 300),
@@ -103,8 +105,8 @@ def decoded(body: bytes, header_length: str | None) -> Tensors:
 
 def again(tensors: Tensors, *, binary: bool) -> Tensors:
     """Answered with, and read again as a request."""
-    asks = InferRequest(inputs=[], parameters={"binary_data_output": binary})
-    body, length = encode_response(asks, "m", "1", tensors)
+    asks = InferRequest(inputs=[], parameters=RequestParameters(binary_data_output=binary))
+    body, length = encode_response(asks, "m", "1", tensors, MOST_BYTES)
     head, rest = split_body(body, None if length is None else str(length))
     answer = json.loads(head)
     return decoded(

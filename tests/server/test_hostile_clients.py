@@ -316,3 +316,53 @@ def test_answers_that_nobody_reads_pile_up_nowhere(server, unread):
         assert httpx.post(f"{server.url}/predict", json={"text": "fine"}).status_code == 200
         for client in clients:
             client.close()
+
+
+def many(piece: bytes, count: int) -> bytes:
+    return b",".join([piece] * count)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs": [%s]}' % many(b'{"name":"a","datatype":"INT8","shape":[1],"data":[1]}', 75_000),
+        b'{"inputs": [], "outputs": [%s]}' % many(b'{"name":""}', 340_000),
+        b'{"inputs": [], "parameters": {%s}}' % many(b'"timeout":1', 340_000),
+        b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [%s]}]}' % many(b'""', 1_390_000),
+    ],
+    ids=["inputs", "outputs", "parameters", "strings"],
+)
+def test_a_body_of_very_many_small_things_is_refused_before_they_are_made(server, body):
+    with probed(server):
+        for _ in range(4):
+            response = httpx.post(server.url + INFER, content=body, timeout=PATIENCE_SECONDS)
+            assert response.status_code == 422
+            assert "strings in JSON" in response.json()["error"]
+
+
+def test_probes_are_answered_while_numbers_that_are_hard_to_read_are_read(server):
+    data = many(b"2.2250738585072011e-308", 170_000)
+    body = b'{"inputs": [{"name": "text", "datatype": "FP64", "shape": [170000], "data": [%s]}]}' % data
+    answered, over = [], threading.Event()
+
+    def probe() -> None:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_SECONDS) as client:
+            while not over.is_set():
+                answered.append(client.get("/live").status_code)
+
+    thread = threading.Thread(target=probe)
+    with connect(server) as client:
+        client.sendall(HEAD % INFER.encode() + b"content-length: %d\r\n\r\n" % len(body) + body[:-1])
+        thread.start()
+        while len(answered) < 5:
+            assert server.process.poll() is None
+        before = len(answered)
+        client.sendall(body[-1:])
+        answer = client.recv(65536)
+        after = len(answered)
+        over.set()
+        thread.join()
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert set(answered) == {200}
+    # One may be on its way when reading begins, and one come back when it ends.
+    assert after - before > 4
