@@ -91,8 +91,11 @@ class InferenceMiddleware:
             return response
         except (RequestError, HTTPException) as error:
             request.error = type(error).__name__
-            if (reason := getattr(error, "reason", None)) is not None:
-                self.metrics.rejections[reason].inc()
+            if isinstance(error, RequestError):
+                if error.reason is not None:
+                    self.metrics.rejections[error.reason].inc()
+                if error.retry_after_seconds is not None and request.connection is not None:
+                    request.connection.refused(error.retry_after_seconds)
             return error_response(error)
         except asyncio.CancelledError:
             if not lifecycle.refusing:
