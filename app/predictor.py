@@ -1,4 +1,4 @@
-"""The one use case: texts or tensors in, predictions out, through the task and the batcher. Knows nothing of HTTP."""
+"""The one use case: inputs of a task in, results out, through the task and the batcher. Knows nothing of HTTP."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from typing import Any
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
 from app.batching.queue import PendingRequest
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
 from app.runtime.session import Model
-from app.runtime.tasks import Encoded, Prediction
+from app.runtime.tasks import Encoded
 from app.telemetry.metrics import Statistics
 
 
@@ -42,27 +42,26 @@ class Predictor:
             raise NotFound(f"unknown version; this server has {manifest.name!r} version {manifest.version!r}")
         return self.model
 
-    async def classify(self, texts: list[str], deadline: float, usage: Usage) -> list[Prediction]:
-        """One prediction per text, in order.
-
-        Raises Invalid (422), TooManyRows, Unavailable, DeadlineExceeded, RunFailed; NotFound for a tensor model.
-        """
-        task = self.model.task
-        if not task.takes_texts:
-            raise NotFound(f"this model takes tensors: use /v2/models/{self.model.artifact.manifest.name}/infer")
-        return task.predictions(*await self._run(texts, deadline, usage))
-
     async def infer(self, tensors: Tensors, deadline: float, usage: Usage) -> Tensors:
-        """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `classify`."""
+        """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `run`."""
         task = self.model.task
-        return task.respond(*await self._run(task.read(tensors), deadline, usage))
+        return task.respond(*await self.run(task.read(tensors), deadline, usage))
 
-    async def _run(self, inputs: Any, deadline: float, usage: Usage) -> tuple[Sequence[Encoded], list[object]]:
+    async def run(
+        self, inputs: Any, deadline: float, usage: Usage, *, truncate: bool = True
+    ) -> tuple[Sequence[Encoded], list[Any]]:
+        """One request's inputs, as the task's `encode` takes them, as units of work and their results, in order.
+
+        truncate: whether what is longer than the model's window is cut. Raises Invalid (422), also for that if not,
+        TooManyRows, Unavailable, DeadlineExceeded, RunFailed.
+        """
         task = self.model.task
         # Before the work of encoding them.
         self.batcher.admission.require_possible(task.rows(inputs))
         slow = task.encodes_slowly(inputs)
         units = await asyncio.to_thread(task.encode, inputs) if slow else task.encode(inputs)
+        if not truncate and any(unit.truncated for unit in units):
+            raise Invalid("an input is longer than the model's window; shorten it, or send `truncate` true")
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
         pending = self.batcher.submit(units, deadline)

@@ -1,8 +1,8 @@
 """Any model by its own inputs and outputs. A payload is inputs by name, [rows, ...]; a result outputs by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -15,8 +15,6 @@ from app.runtime.tasks import Encoded, GoldenCase
 
 class TensorTask:
     """See `app.runtime.tasks.Task`."""
-
-    takes_texts = False
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """Raises ArtifactError if the manifest has no golden file."""
@@ -91,9 +89,6 @@ class TensorTask:
     def respond(self, units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
         return _joined(results)
 
-    def predictions(self, units: Sequence[Encoded], results: Sequence[Any]) -> NoReturn:
-        raise NotImplementedError("the task takes no texts")
-
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """The first row of the golden inputs alone, and as often as a run takes it."""
         units = self.golden()[0].units
@@ -102,6 +97,9 @@ class TensorTask:
         one: Tensors = {name: array[:1] for name, array in units[0].payload.items()}
         tile = {name: np.repeat(array, batch_rows, axis=0) for name, array in one.items()}
         return [Encoded(one, 1)], [Encoded(tile, 1, batch_rows)]
+
+    def check(self, infer: Callable[[Tensors], Tensors]) -> None:
+        """Nothing: golden inputs are all that is known of what such a model takes."""
 
     def golden(self) -> list[GoldenCase]:
         """The arrays `input.NAME` and `output.NAME` of the golden file. Raises ArtifactError if one is missing."""
