@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak bench load profile lint format rename lock artifact-cuda image-cpu image-gpu image-fetch \
+.PHONY: help run test check soak fuzz bench load profile lint format rename lock artifact-cuda image-cpu image-gpu image-fetch \
 	image-tools image-test clean
 
 help: ## list the targets
@@ -22,6 +22,10 @@ $(VENV)/dev: docker/requirements-dev.txt
 	$(PIP) install --require-hashes -r docker/requirements-dev.txt
 	@touch $(VENV)/cpu $@
 
+$(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
+	$(PIP) install --require-hashes -r docker/requirements-fuzz.txt
+	@touch $@
+
 run: $(VENV)/cpu ## serve the bundled model on :8000
 	$(BIN)/python -m app
 
@@ -34,8 +38,14 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity: memory must stay flat
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients: memory and /live stay flat
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
+	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
+
+# For all targets of tests/fuzz together.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/fuzz ## broken requests, tensors, texts and manifests until one breaks something (FUZZ_SECONDS=60)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
 
 lint: $(VENV)/dev ## style, types, layers, Dockerfiles, shell scripts
 	$(BIN)/ruff check .
@@ -114,15 +124,17 @@ image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and
 UPGRADE ?= --upgrade
 LOCK := pip-compile --quiet $(UPGRADE) --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
-# The extra alone, without what the server needs.
-FETCH := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["fetch"], sep="\n")
+# An extra alone, without what the server needs.
+PROJECT_EXTRAS := tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*$(PROJECT_EXTRAS)[sys.argv[1]], sep="\n")'
 
 lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses; UPGRADE= keeps the pins there are
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra dev -o docker/requirements-dev.txt
-	$(BIN)/python -c '$(FETCH)' | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
+	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
+	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

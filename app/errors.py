@@ -26,6 +26,13 @@ Messages name fields, sizes and limits, never the content of a request.
 from math import ceil
 
 
+def one_line(text: str) -> str:
+    """`text` as a terminal and a log may show it: names of files and tensors, and what servers and libraries say, may
+    hold line breaks, sequences that control a terminal, or characters that turn the direction of what is read."""
+    line = " ".join(text.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 class ServiceError(Exception):
     """Root of the family. `str(error)` is one line fit for an operator or a client."""
 
@@ -36,8 +43,7 @@ class StartupError(ServiceError):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        # A file's or a tensor's name may hold line breaks; the reason stays one line.
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class ConfigError(StartupError):
@@ -146,4 +152,6 @@ REJECT_REASONS = (
     "invalid", "unauthorized", "body_timeout", "body_too_large", "too_many_rows", "client_closed",
     "queue_full", "late", "not_ready", "draining", "memory", "deadline",
 )  # fmt: skip
+# Of connections that a limit ended: too many, too much that waits, answers that are not read.
+SHED_REASONS = ("count", "memory", "unread")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)

@@ -48,4 +48,4 @@ def main() -> None:
     sock = or_exit(listen, settings.host, settings.port)
     app = create_app(settings)
     logging.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    Server(app, app.state.lifecycle, settings).run_and_exit(sock)
+    Server(app, app.state.lifecycle, settings, app.state.metrics_source.metrics).run_and_exit(sock)

@@ -1,10 +1,10 @@
-"""The one use case: inputs of a task in, results out, through the task and the batcher. Knows nothing of HTTP."""
+"""The one use case: inputs of a task in, its answer out, through the task and the batcher. Knows nothing of HTTP."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
@@ -13,6 +13,10 @@ from app.errors import Invalid, NotFound
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded
 from app.telemetry.metrics import Statistics
+
+# Joining results of that many bytes takes milliseconds.
+QUICK_RESULT_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -44,18 +48,26 @@ class Predictor:
 
     async def infer(self, tensors: Tensors, deadline: float, usage: Usage) -> Tensors:
         """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `run`."""
-        task = self.model.task
-        return task.respond(*await self.run(task.read(tensors), deadline, usage))
+        task, started = self.model.task, time.monotonic()
+        return await self.run(task.read(tensors), task.respond, deadline, usage, started=started)
 
     async def run(
-        self, inputs: Any, deadline: float, usage: Usage, *, truncate: bool = True
-    ) -> tuple[Sequence[Encoded], list[Any]]:
-        """One request's inputs, as the task's `encode` takes them, as units of work and their results, in order.
+        self,
+        inputs: Any,
+        answer: Callable[[Sequence[Encoded], Sequence[Any]], T],
+        deadline: float,
+        usage: Usage,
+        *,
+        truncate: bool = True,
+        started: float | None = None,
+    ) -> T:
+        """What `answer` makes of one request's units of work and their results, both in order.
 
-        truncate: whether what is longer than the model's window is cut. Raises Invalid (422), also for that if not,
-        TooManyRows, Unavailable, DeadlineExceeded, RunFailed.
+        inputs: as the task's `encode` takes them. truncate: whether what is longer than the model's window is cut.
+        started: when the work on the request began, if that is not now. Raises Invalid (422), also for what may not be
+        cut, TooManyRows, Unavailable, DeadlineExceeded, RunFailed.
         """
-        task = self.model.task
+        task, started = self.model.task, started or time.monotonic()
         # Before the work of encoding them.
         self.batcher.admission.require_possible(task.rows(inputs))
         slow = task.encodes_slowly(inputs)
@@ -65,21 +77,32 @@ class Predictor:
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
         pending = self.batcher.submit(units, deadline)
+        delivered = 0.0
         try:
-            return units, await pending.future
+            results = await pending.future
+            delivered = time.monotonic()
+            return await asyncio.to_thread(answer, units, results) if _are_large(results) else answer(units, results)
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds
-            self._count(pending, usage)
+            self._count(pending, usage, started, delivered)
 
-    def _count(self, pending: PendingRequest, usage: Usage) -> None:
-        statistics, seconds = self._statistics, time.monotonic() - pending.submitted
+    def _count(self, pending: PendingRequest, usage: Usage, started: float, delivered: float) -> None:
+        statistics, now = self._statistics, time.monotonic()
+        seconds = now - started
         statistics.last_unix_seconds = time.time()
-        if not pending.finished:
+        if not delivered:
             statistics.failed += 1
             statistics.failed_seconds += seconds
             return
         statistics.succeeded += 1
         statistics.succeeded_seconds += seconds
+        statistics.input_seconds += pending.submitted - started
         statistics.queue_seconds += usage.queue_seconds
         statistics.inference_seconds += usage.inference_seconds
+        statistics.output_seconds += now - delivered
         statistics.rows += usage.rows
+
+
+def _are_large(results: Sequence[Any]) -> bool:
+    tensors = (array for result in results if isinstance(result, dict) for array in result.values())
+    return len(results) > 1 and sum(array.nbytes for array in tensors) > QUICK_RESULT_BYTES

@@ -1,5 +1,6 @@
 """One frozen Settings, read from `APP_*` variables, and what "auto" means on this machine's CPU quota."""
 
+import argparse
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,14 +46,17 @@ class Settings(BaseSettings):
     max_queue_wait_ms: float = Field(175, gt=0, description="estimated wait for a run; beyond: 503")
     request_timeout_ms: float = Field(5000, gt=0, le=3_600_000, description="from first byte to answer")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="request body; beyond: 413")
+    max_connections: int = Field(4096, ge=1, le=1_000_000, description="beyond: the longest idle is closed")
     drain_delay_seconds: float = Field(0, ge=0, le=3600, description="after SIGTERM, before new requests are refused")
     drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
     runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")
     http_processes: int = Field(1, ge=1, le=64, description="processes for HTTP; beyond 1, beside one for the model")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = "info"
-    log_format: Annotated[Literal["json", "text"], AnyCase] = "json"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
+        "info", description="debug, info, warning or error"
+    )
+    log_format: Annotated[Literal["json", "text"], AnyCase] = Field("json", description="json, or text for people")
 
 
 def read_settings() -> Settings:
@@ -67,6 +71,22 @@ def read_settings() -> Settings:
         # A setting that may be of two types has an error for each.
         reasons = " or ".join(each["msg"] for each in errors if each["loc"][0] == field)
         raise ConfigError(f"{name}={found!r} is not valid: {reasons}") from None
+
+
+def parse_arguments(arguments: list[str] | None = None) -> None:
+    """The command line of `python -m app`, which has nothing but `--help`: that says what all settings are."""
+    lines = [
+        f"  {PREFIX + name.upper():28} {field.description} (default: {'' if field.default is None else field.default})"
+        for name, field in Settings.model_fields.items()
+    ]
+    argparse.ArgumentParser(
+        prog="python -m app",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Serves the model in APP_MODEL_DIR until SIGTERM. /ready answers 200 once it passed every check.",
+        epilog="\n".join(
+            ["settings, from the environment:", *lines, "", "example:", "  APP_MODEL_DIR=my-model python -m app"]
+        ),
+    ).parse_args(arguments)
 
 
 def unknown_variables() -> list[str]:

@@ -39,12 +39,15 @@ from tenacity import (
 
 from app.artifact.integrity import verify_files
 from app.artifact.manifest import MANIFEST, Artifact, read_artifact
-from app.errors import ArtifactError, ConfigError, StartupError
+from app.errors import ArtifactError, ConfigError, StartupError, one_line
 
 ATTEMPTS = 6
 CONNECT_SECONDS = 10
 # Between two pieces of a file, not for the whole: a large model may take as long as it needs.
 READ_SECONDS = 30
+# For the whole: 20 GB at 12 MB/s. A server that sends a byte now and then would never come to the limit above.
+TIMEOUT_SECONDS = 1800
+MAX_TIMEOUT_SECONDS = 7 * 86400
 PROGRESS_SECONDS = 10
 MAX_MANIFEST_BYTES = 16 << 20
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -63,6 +66,10 @@ class FetchError(StartupError):
     """The artifact could not be fetched or stored. The message names the object and what to do, never a secret."""
 
     exit_code = 5
+
+
+class OutOfTime(BaseException):
+    """The whole took too long. Like KeyboardInterrupt no Exception, which libraries catch."""
 
 
 class Source:
@@ -154,10 +161,13 @@ class Passing(Exception):
     """A try that failed in a way that may pass. Its message may be printed."""
 
 
-def fetch(url: str, folder: Path, digest: str = "", attempts: int = ATTEMPTS) -> Artifact:
+def fetch(
+    url: str, folder: Path, digest: str = "", attempts: int = ATTEMPTS, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Artifact:
     """Makes `folder` the artifact at `url`; if it is that already, nothing is downloaded but the manifest.
 
-    With `digest`, not even that. Raises ConfigError, ArtifactError or FetchError, and leaves `folder` as it was.
+    With `digest`, not even that. Raises ConfigError, ArtifactError or FetchError, and leaves `folder` as it was. Only
+    in the main thread, which SIGALRM interrupts.
     """
     source = Source(url)
     if source.scheme == "http" and not digest:
@@ -166,14 +176,19 @@ def fetch(url: str, folder: Path, digest: str = "", attempts: int = ATTEMPTS) ->
     if digest and (artifact := complete(folder, digest)):
         say(f"{folder}: already complete, digest {digest}")
         return artifact
+    started = time.monotonic()
     try:
         check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with staging(folder) as staged:
             try:
-                return _fill(source, folder, staged, digest, attempts)
+                with time_limit(timeout_seconds):
+                    return _fill(source, folder, staged, digest, attempts)
             except ArtifactError as error:
-                raise ArtifactError(str(error).replace(str(staged), str(source))) from None
+                raise ArtifactError(str(error).replace(one_line(str(staged)), str(source))) from None
+            except OutOfTime:
+                came = f"{came_so_far(staged)} in {time.monotonic() - started:.1f} s"
+                raise FetchError(f"{source}: given up: {came}; --timeout-seconds allows more") from None
     except OSError as error:
         raise FetchError(f"{folder}: cannot be written: {error.strerror or type(error).__name__}") from None
 
@@ -192,6 +207,31 @@ def _fill(source: Source, folder: Path, staged: Path, digest: str, attempts: int
     put_in_place(staged, folder)
     say(f"{folder}: {artifact.manifest.name} {artifact.manifest.version}, digest {artifact.digest}")
     return Artifact(folder, artifact.manifest, artifact.digest)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime in what runs for longer, also where it waits for a library."""
+
+    def interrupt(*_: object) -> None:
+        raise OutOfTime
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def came_so_far(staged: Path) -> str:
+    """How much of the artifact is in `staged`; of how much, if its manifest is."""
+    found = sum(path.stat().st_size for path in staged.rglob("*") if path.is_file())
+    try:
+        files = read_artifact(staged).manifest.files
+    except ArtifactError:
+        return f"{found / 1e6:.1f} MB"
+    return f"{found / 1e6:.1f} of {sum(entry.bytes for entry in files.values()) / 1e6:.1f} MB"
 
 
 def _open(source: Source) -> Callable[[str, Path, Callback], None]:
@@ -362,11 +402,11 @@ def locked(folder: Path) -> Iterator[None]:
 def put_in_place(staged: Path, folder: Path) -> None:
     """Renames `staged` to `folder`. An artifact that was there is moved aside first, and put back if that fails."""
     old = staged.with_name("old")
-    with suppress(FileNotFoundError):
-        folder.rename(old)
     try:
+        with suppress(FileNotFoundError):
+            folder.rename(old)
         staged.rename(folder)
-    except OSError:
+    except BaseException:  # a signal may come between the two
         with suppress(OSError):
             old.rename(folder)
         raise
@@ -374,7 +414,7 @@ def put_in_place(staged: Path, folder: Path) -> None:
 
 def say(line: str) -> None:
     """One line of progress."""
-    print(f"model.fetch: {line}", flush=True)
+    print(f"model.fetch: {one_line(line)}", flush=True)
 
 
 def main() -> None:
@@ -384,15 +424,21 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", type=Path, help="where the artifact will be")
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="tries for each object (default %(default)s)")
+    parser.add_argument(
+        "--timeout-seconds", type=float, default=TIMEOUT_SECONDS, help="for the whole (default %(default)s)"
+    )
     args = parser.parse_args()
     if args.attempts < 1 or not re.fullmatch("(?i)((sha256:)?[0-9a-f]{64})?", args.digest):
         parser.error("--attempts must be at least 1, and --digest 64 hexadecimal digits")
-    # Libraries log addresses with their signatures.
+    if not 0 < args.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        parser.error(f"--timeout-seconds must be above 0, and at most {MAX_TIMEOUT_SECONDS}")
+    # Libraries log addresses with their signatures, and what they warn of is for their authors.
     logging.disable(logging.CRITICAL)
+    logging.captureWarnings(True)
     # So that a Pod that is deleted meanwhile leaves nothing behind: exceptions unwind, a signal would not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        fetch(args.url, args.folder, args.digest, args.attempts)
+        fetch(args.url, args.folder, args.digest, args.attempts, args.timeout_seconds)
     except StartupError as error:
         print(f"model.fetch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

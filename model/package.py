@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from app.artifact.datatypes import DTYPES, Array, Tensors
+from app.artifact.external_data import external_data
 from app.artifact.integrity import checksum_of
 from app.artifact.manifest import (
     MANIFEST,
@@ -28,6 +29,7 @@ from app.artifact.manifest import (
     GoldenText,
     Manifest,
     TensorSpec,
+    path_inside,
 )
 from app.errors import ArtifactError, StartupError
 from app.runtime.loading import load_model
@@ -53,11 +55,6 @@ def file_entry(path: Path) -> FileEntry:
     """Size and sha256 of a file, streamed."""
     with path.open("rb") as file:
         return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
-
-
-def external_data(model: Path) -> list[Path]:
-    """Weight files that an ONNX file of over 2 GB keeps beside it: FILE.onnx.data or FILE.onnx_data."""
-    return [path for suffix in (".data", "_data") if (path := model.with_name(model.name + suffix)).is_file()]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -256,13 +253,18 @@ def _storable(array: Array) -> Array:
 
 def _copy_model(model: Path, folder: Path) -> None:
     shutil.copyfile(model, folder / MODEL_FILE)
-    for path in external_data(model):
+    for name in external_data(model):
+        source = path_inside(model.parent, name)
+        if not source.is_file():
+            raise ArtifactError(f"{model}: keeps weights in {name!r}, which is not there: put it beside the file")
         # The ONNX file refers to it by this name.
-        shutil.copyfile(path, folder / path.name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:
-    return {path.name: file_entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
 
 
 def _precision(*groups: list[TensorSpec]) -> str:

@@ -1,6 +1,7 @@
 """The readiness gate, offline: `python -m model.verify DIR`. Exit 0, or the server's own error line and exit code."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def main() -> None:
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
     parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="cpu")
     args = parser.parse_args()
+    # What libraries warn of is for their authors; standard error has one line.
+    logging.captureWarnings(True)
     try:
         model = load_model(args.folder, digest=args.digest, provider=args.provider)
     except StartupError as error:

@@ -14,6 +14,7 @@ Build = Callable[[Path], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--live-within-seconds", type=float, default=60, help="/live's slowest answer to a hostile client")
     parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")
     parser.addoption("--overload-seconds", type=float, default=4, help="seconds of the test at five times capacity")
 
@@ -25,6 +26,7 @@ def logging_left_as_it_was() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
     structlog.reset_defaults()
 
 

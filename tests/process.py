@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -10,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -21,6 +21,30 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
+
+
+WARNS = """
+import sys, warnings
+
+class Importing:
+    def find_spec(name, *_):
+        if name == "uvicorn":
+            warnings.warn("a library is imported")
+
+def opening(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("manifest.json"):
+        warnings.warn("a library is at work")
+
+sys.meta_path.insert(0, Importing)
+sys.addaudithook(opening)
+"""
+
+
+def warning_libraries(folder: Path) -> dict[str, str]:
+    """Environment, with a file in `folder`, in which libraries warn: when uvicorn is imported, and when a manifest is
+    opened."""
+    (folder / "sitecustomize.py").write_text(WARNS)
+    return {"PYTHONPATH": str(folder), "PYTHONWARNINGS": "always"}
 
 
 def free_port() -> int:
@@ -42,11 +66,12 @@ class ServerProcess:
         cwd: Path = ROOT,
         output: int | Literal["closed"] | None = None,
         environment: Mapping[str, str] | None = None,
+        max_files: int | None = None,
         **settings: object,
     ) -> None:
         """output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
 
-        environment: variables besides the settings.
+        environment: variables besides the settings. max_files: that it may have open at once.
         """
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
         chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
@@ -54,13 +79,20 @@ class ServerProcess:
         # Closed with the process, in __exit__.
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115
         self._err = tempfile.TemporaryFile("w+b")  # noqa: SIM115
+
+        def prepare() -> None:
+            if output == "closed":
+                os.close(1)
+            if max_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app"],
             cwd=cwd,
             env={**clean, **chosen, **(environment or {})},
             stdout=output if isinstance(output, int) else self._out,
             stderr=self._err,
-            preexec_fn=partial(os.close, 1) if output == "closed" else None,
+            preexec_fn=prepare,
         )
         port = settings.get("port")
         self._port = port if isinstance(port, int) and port else None

@@ -91,6 +91,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     golden: Golden
     # Whether rows of different requests may share a run, stacked along the first axis.
     batching: bool = True
+    # Tensors only, where an axis beside the rows may vary: of one row, over all inputs. None: 8 times as many as the
+    # golden one has, and 2,048 if that is more.
+    max_row_elements: Annotated[int, Meta(ge=1)] | None = None
     # Text.
     tokenizer_file: str | None = None
     max_tokens: Annotated[int, Meta(ge=MIN_TOKENS, le=1_000_000)] | None = None

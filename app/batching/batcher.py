@@ -23,6 +23,9 @@ Run = Callable[[Sequence[object]], Sequence[object]]
 # Share of a new measurement in the running tokens-per-second estimate.
 RATE_WEIGHT = 0.1
 RUNNER_NICE = 5
+# Of the longest wait: how long a row may be passed over by younger ones that pad a batch less. A smaller one costs
+# throughput, a larger one makes the slowest answers slower (tests/tools/policies.py compares).
+WINDOW_RATIO = 1 / 6
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ class Batcher:
         self._run = run
         self._rate = tokens_per_second
         self._on_batch = on_batch
-        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.queue_rows, limits.overhead_tokens)
+        self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.overhead_tokens)
         self._wake = threading.Condition()
         self._runners = [_Runner() for _ in range(limits.runners)]
         self._deadlines = Deadlines()
@@ -172,7 +175,8 @@ class Batcher:
             batch = Batch(entries, started, finished, error)
             if error is None:
                 # From when it could have started, not from when it did: getting there takes its time under load.
-                measured = batch.padded_tokens / max(1e-6, finished - runner.free)
+                # Without padding, as what waits is counted: that a queue will be padded is part of its speed.
+                measured = batch.tokens / max(1e-6, finished - runner.free)
                 self._rate += RATE_WEIGHT * (measured - self._rate)
             runner.free = finished
             try:
@@ -190,7 +194,7 @@ class Batcher:
                         self._wake.wait(delay)
                         runner.free = time.monotonic()
                         continue
-                    if entries := self._queue.take(self._idle):
+                    if entries := self._queue.take(self._idle, self._window_tokens()):
                         return entries
                 else:
                     self._idle += 1
@@ -198,6 +202,11 @@ class Batcher:
                     self._idle -= 1
                     runner.free = time.monotonic()
             return []
+
+    def _window_tokens(self) -> float:
+        """What is served within the window's share of the longest wait."""
+        limits = self.limits
+        return limits.max_wait_seconds * WINDOW_RATIO * self._rate * limits.runners
 
     def _try(self, entries: list[QueueEntry]) -> tuple[list[object], str | None]:
         """Results in order, with RunFailed for rows the model fails on. A request whose rows fail takes no other

@@ -1,7 +1,9 @@
 """The queue behind the batcher: which waiting entries make the next batch. No threads, no clock but age.
 
 A batch starts with the oldest live entry and grows by those closest to it in length: padding is what a batch costs on a
-CPU. Entries whose future is done are dead (answered, timed out, abandoned): they are dropped when met.
+CPU. It grows only by the oldest that wait, the window: an entry of unusual length is passed over for as long as the
+window takes to serve, not for as long as the queue does. Entries whose future is done are dead (answered, timed out,
+abandoned): they are dropped when met.
 """
 
 import asyncio
@@ -66,9 +68,9 @@ class PendingRequest:
 
 
 class QueueEntry:
-    """A unit of work in the queue: the `index`th of its request. `order` and `born` are the queue's."""
+    """A unit of work in the queue: the `index`th of its request. `order` is the queue's."""
 
-    __slots__ = ("born", "future", "index", "order", "request", "submitted", "unit")
+    __slots__ = ("future", "index", "order", "request", "submitted", "unit")
 
     def __init__(self, unit: Unit, request: PendingRequest, index: int) -> None:
         self.unit = unit
@@ -77,7 +79,6 @@ class QueueEntry:
         self.future = request.future
         self.submitted = request.submitted
         self.order = 0
-        self.born = 0
 
 
 class RowQueue:
@@ -87,33 +88,29 @@ class RowQueue:
     another run; thousands on a GPU, where it never does. So one policy makes small batches here and large ones there.
     """
 
-    def __init__(self, batch_rows: int, batch_tokens: int, queue_rows: int, overhead_tokens: float = inf) -> None:
+    def __init__(self, batch_rows: int, batch_tokens: int, overhead_tokens: float = inf) -> None:
         self.batch_rows = batch_rows
         self.batch_tokens = batch_tokens
         self.overhead_tokens = overhead_tokens
         self._share: float = batch_tokens
-        # A row that has seen this many batches go by is served in order of age, so nobody passes it any more. Twice
-        # what emptying a full queue needs: it does not bind in ordinary overload, where sorting pays most.
-        self.max_passed = 2 * -(-queue_rows // batch_rows)
         self.rows = 0
         self.tokens = 0
-        # By `order`, so oldest first. Unlike a plain dict it finds its first entry at once after any removals.
-        self._ages: OrderedDict[int, QueueEntry] = OrderedDict()
-        # For each key, (length, order, row) sorted: `order` is unique, so rows themselves are never compared.
+        # By `order`, so oldest first: the window, and those beyond it. Unlike a plain dict it finds its first entry at
+        # once after any removals.
+        self._window: OrderedDict[int, QueueEntry] = OrderedDict()
+        self._beyond: OrderedDict[int, QueueEntry] = OrderedDict()
+        self._window_tokens = 0
+        # Of the window, for each key, (length, order, row) sorted: `order` is unique, so rows are never compared.
         self._lengths: dict[Hashable, list[tuple[int, int, QueueEntry]]] = {}
         self._pushed = 0
-        self._passes = 0
 
     def push(self, row: QueueEntry) -> None:
         """Adds a row as the youngest."""
         self._pushed += 1
         row.order = self._pushed
-        row.born = self._passes
-        self._ages[row.order] = row
-        unit = row.unit
-        insort(self._lengths.setdefault(unit.key, []), (unit.length, row.order, row))
-        self.rows += unit.rows
-        self.tokens += unit.rows * unit.length
+        self._beyond[row.order] = row
+        self.rows += row.unit.rows
+        self.tokens += row.unit.rows * row.unit.length
 
     def fill_delay(self, delay_seconds: float) -> float:
         """Seconds that a batch may still wait for more rows; 0 when the oldest has waited enough or one is full."""
@@ -123,8 +120,9 @@ class RowQueue:
             return 0.0
         return max(0.0, head.submitted + delay_seconds - time.monotonic())
 
-    def take(self, idle: int = 0) -> list[QueueEntry]:
+    def take(self, idle: int = 0, window_tokens: float = inf) -> list[QueueEntry]:
         """Removes and returns the next batch; empty when no live row waits. idle: other runners that wait for work.
+        window_tokens: of the oldest rows that a batch is chosen from; never fewer rows than a batch has.
 
         At least one row, however large; beyond that at most `batch_rows` rows and `batch_tokens` padded tokens, and
         no more than an equal share of what waits when that is worth a run of its own.
@@ -135,56 +133,57 @@ class RowQueue:
         self._share = self.batch_tokens
         if idle:
             self._share = min(self.batch_tokens, max(self.overhead_tokens, self.tokens / (idle + 1)))
-        batch = self._oldest(head) if self._passes - head.born >= self.max_passed else self._closest(head)
+        while self._beyond and (self._window_tokens < window_tokens or len(self._window) < self.batch_rows):
+            self._admit(self._beyond.popitem(last=False)[1])
+        batch = self._closest(head)
         for row in batch:
             self._forget(row)
         return [row for row in batch if not row.future.done()]
 
     def discard(self, row: QueueEntry) -> None:
         """Removes a row that nobody waits for any more, if it is still there: its place is free at once."""
-        if row.order in self._ages:
+        if row.order in self._window or row.order in self._beyond:
             self._forget(row)
 
     def clear(self) -> list[QueueEntry]:
         """Removes and returns all rows, oldest first."""
-        left = list(self._ages.values())
-        self._ages.clear()
+        left = [*self._window.values(), *self._beyond.values()]
+        self._window.clear()
+        self._beyond.clear()
         self._lengths.clear()
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self._window_tokens = 0
         return left
 
     def _head(self) -> QueueEntry | None:
-        while self._ages:
-            row = next(iter(self._ages.values()))
+        while self._window or self._beyond:
+            row = next(iter((self._window or self._beyond).values()))
             if not row.future.done():
                 return row
             self._forget(row)
         return None
 
+    def _admit(self, row: QueueEntry) -> None:
+        """Into the window."""
+        unit = row.unit
+        self._window[row.order] = row
+        self._window_tokens += unit.rows * unit.length
+        insort(self._lengths.setdefault(unit.key, []), (unit.length, row.order, row))
+
     def _forget(self, row: QueueEntry) -> None:
-        del self._ages[row.order]
-        line = self._lengths[row.unit.key]
-        del line[bisect_left(line, (row.unit.length, row.order))]
+        unit = row.unit
+        self.rows -= unit.rows
+        self.tokens -= unit.rows * unit.length
+        if self._beyond.pop(row.order, None) is not None:
+            return
+        del self._window[row.order]
+        self._window_tokens -= unit.rows * unit.length
+        line = self._lengths[unit.key]
+        del line[bisect_left(line, (unit.length, row.order))]
         if not line:
-            del self._lengths[row.unit.key]
-        self.rows -= row.unit.rows
-        self.tokens -= row.unit.rows * row.unit.length
+            del self._lengths[unit.key]
 
     def _fits(self, rows: int, longest: int) -> bool:
         return rows <= self.batch_rows and rows * longest <= self._share
-
-    def _oldest(self, head: QueueEntry) -> list[QueueEntry]:
-        """The oldest rows that may share the head's run, in order: nobody is passed over."""
-        batch, rows, longest = [head], head.unit.rows, head.unit.length
-        for row in self._ages.values():
-            if row is head or row.future.done():
-                continue
-            longest = max(longest, row.unit.length)
-            rows += row.unit.rows
-            if row.unit.key != head.unit.key or not self._fits(rows, longest):
-                break
-            batch.append(row)
-        return batch
 
     def _closest(self, head: QueueEntry) -> list[QueueEntry]:
         """The head and its neighbours by length, each the one that adds least padding, while that costs less than a
@@ -207,5 +206,4 @@ class RowQueue:
                     break
                 rows, longest = more, length
             low, high = (low - 1, high) if row is shorter else (low, high + 1)
-        self._passes += 1
         return [row for _, _, row in line[low:high]]

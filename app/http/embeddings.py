@@ -1,6 +1,7 @@
 """/embed and /v1/embeddings: vectors of texts, in the shapes of Text Embeddings Inference and of OpenAI."""
 
 from base64 import b64encode
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
@@ -97,9 +98,9 @@ async def _vectors(
     task = cast(TextEmbedding, request.predictor.model.task)
     if dimensions not in (None, task.dimensions):
         raise Invalid(f"dimensions: expected {task.dimensions}, as the model has, or none given")
-    work = request.predictor.run(texts, request.deadline, request.usage, truncate=truncate)
-    _, results = await request.unless_client_leaves(work)
-    return task.embeddings(results, normalize=normalize)
+    answer = partial(task.embeddings, normalize=normalize)
+    work = request.predictor.run(texts, answer, request.deadline, request.usage, truncate=truncate)
+    return await request.unless_client_leaves(work)
 
 
 def require_right(direction: Direction | None) -> None:

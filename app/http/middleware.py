@@ -41,7 +41,9 @@ class InferenceMiddleware:
             return
         found = find_inference_route(scope["path"])
         if found is None:
-            await self._pass_on(scope, receive, self._with_headers(scope, send))
+            # HEAD is GET without a body, which the server leaves out.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self._pass_on(asked, receive, self._with_headers(scope, send))
         elif found[0].method != scope["method"]:
             wrong = HTTPException(405, headers={"allow": found[0].method})
             await _send(self._with_headers(scope, send), error_response(wrong))

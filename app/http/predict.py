@@ -48,7 +48,6 @@ async def predict_batch(request: InferenceRequest) -> Response:
 
 async def predictions(request: InferenceRequest, inputs: Sequence[object]) -> Sequence[Struct]:
     """One answer for each of the task's inputs."""
-    predictor = request.predictor
-    work = predictor.run(inputs, request.deadline, request.usage)
-    task = cast(PredictTask, predictor.model.task)
-    return task.predictions(*await request.unless_client_leaves(work))
+    task = cast(PredictTask, request.predictor.model.task)
+    work = request.predictor.run(inputs, task.predictions, request.deadline, request.usage)
+    return await request.unless_client_leaves(work)

@@ -34,11 +34,19 @@ MAX_BODIES = 32
 CONNECTION = "app.connection"
 # zlib's window: none, gzip, and what HTTP calls deflate (with zlib's header).
 ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
+# Of the answer to the largest body allowed, in units of that body. An answer is in memory until the client has read it.
+MAX_ANSWER = 4
+# In the JSON of one body, and so of objects, which have names: each costs far more than its bytes.
+MAX_STRINGS = 32768
 T = TypeVar("T")
 
 
 def decode_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
-    """Raises BadRequest for what is not JSON, Invalid for JSON of another shape. Neither message quotes the body."""
+    """Raises BadRequest for what is not JSON, Invalid for JSON of another shape or with more strings than MAX_STRINGS.
+    Neither message quotes the body."""
+    # Where a string begins, no backslash is before its quote.
+    if len(body) > MAX_STRINGS and body.count(b'"') - body.count(b'\\"') > 2 * MAX_STRINGS:
+        raise Invalid(f"body: expected at most about {MAX_STRINGS} strings in JSON")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -119,6 +127,11 @@ class InferenceRequest:
     def require_json(self) -> None:
         """Raises UnsupportedMedia unless the content type is JSON."""
         self.require_type("application/json")
+
+    @property
+    def most_answer_bytes(self) -> int:
+        """How large an answer may be."""
+        return self._limits.max_body_bytes * MAX_ANSWER
 
     def model_headers(self) -> list[tuple[bytes, bytes]]:
         """`X-Model` and `Server-Timing` of an answer."""

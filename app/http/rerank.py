@@ -1,5 +1,6 @@
 """/rerank: how well texts fit a query, best first, in the shape of Text Embeddings Inference."""
 
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -43,9 +44,9 @@ async def rerank(request: InferenceRequest) -> Response:
         raise Invalid("texts: expected at least one")
     task = cast(TextPair, request.predictor.model.task)
     pairs = [(body.query, text) for text in body.texts]
-    work = request.predictor.run(pairs, request.deadline, request.usage, truncate=body.truncate is not False)
-    _, results = await request.unless_client_leaves(work)
-    scores = task.scored(results, raw=body.raw_scores).tolist()
+    answer, truncate = partial(task.scored, raw=body.raw_scores), body.truncate is not False
+    work = request.predictor.run(pairs, answer, request.deadline, request.usage, truncate=truncate)
+    scores = (await request.unless_client_leaves(work)).tolist()
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     texts = body.texts if body.return_text else [None] * len(scores)
     return json_response([Rank(index, scores[index], texts[index]) for index in order], request.model_headers())

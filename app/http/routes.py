@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 
 from app.errors import NotFound
 from app.http import embeddings, health, image, predict, rerank
-from app.http.oip import codec, handlers
+from app.http.oip import answer, codec, handlers
 from app.http.predict import BatchRequest, BatchResponse, PredictRequest
 from app.http.request import InferenceRequest
 from app.runtime.tasks.answers import Entities, Label, Labels, Value
@@ -43,6 +43,7 @@ class Route:
 
 CLASSIFIED = {"single_label": Label, "multi_label": Labels}
 CLASSIFIED_BATCH = {"single_label": BatchResponse[Label], "multi_label": BatchResponse[Labels]}
+REPOSITORY = "/v2/repository"
 MODEL, VERSION = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
 ROUTES = (
     Route("POST", "/predict", predict.predict, PredictRequest, CLASSIFIED, "/predict", ("text-classification",)),
@@ -69,16 +70,19 @@ ROUTES = (
     Route("GET", "/v2/health/ready", handlers.ready, exempt=True),
     # Before the routes with a name in them, which it would match as well.
     Route("GET", "/v2/models/stats", handlers.statistics),
+    Route("POST", REPOSITORY + "/index", handlers.repository_index),
+    Route("POST", REPOSITORY + "/models/{model_name}/load", handlers.repository_change, in_document=False),
+    Route("POST", REPOSITORY + "/models/{model_name}/unload", handlers.repository_change, in_document=False),
     Route("GET", MODEL, handlers.metadata),
     Route("GET", MODEL + "/ready", handlers.model_ready),
     Route("GET", MODEL + "/config", handlers.config),
     Route("GET", MODEL + "/stats", handlers.statistics),
-    Route("POST", MODEL + "/infer", handlers.infer, codec.InferRequest, codec.InferResponse, "/v2/models/infer"),
+    Route("POST", MODEL + "/infer", handlers.infer, codec.InferRequest, answer.InferResponse, "/v2/models/infer"),
     Route("GET", VERSION, handlers.metadata, in_document=False),
     Route("GET", VERSION + "/ready", handlers.model_ready, in_document=False),
     Route("GET", VERSION + "/config", handlers.config, in_document=False),
     Route("GET", VERSION + "/stats", handlers.statistics, in_document=False),
-    Route("POST", VERSION + "/infer", handlers.infer, codec.InferRequest, codec.InferResponse, "/v2/models/infer",
+    Route("POST", VERSION + "/infer", handlers.infer, codec.InferRequest, answer.InferResponse, "/v2/models/infer",
           in_document=False),
 )  # fmt: skip
 INFERENCE_ROUTES = tuple(route for route in ROUTES if route.label)

@@ -5,15 +5,19 @@ import os
 import resource
 import socket
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from app.errors import ConfigError
-from app.http.connection import HttpProtocol
+from app.http.connection.limits import ConnectionLimits
+from app.http.connection.protocol import HttpProtocol
 from app.lifecycle import Lifecycle
 from app.settings import Settings
+from app.signals import on_stop
 from app.telemetry import logging
+from app.telemetry.metrics import Metrics
 
 # Longer than the idle timeout of common proxies (60 s): the side that reuses a connection must close it first.
 KEEP_ALIVE_SECONDS = 65
@@ -33,12 +37,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {reason}") from None
 
 
-def uvicorn_config(app: object) -> uvicorn.Config:
+def uvicorn_config(app: object, limits: ConnectionLimits) -> uvicorn.Config:
     """The one configuration of uvicorn."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="uvloop",
-        http=HttpProtocol,
+        http=partial(HttpProtocol, limits),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         # Logging is set up by the application; its own line per request replaces uvicorn's.
@@ -58,8 +62,13 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(self, app: object, lifecycle: Lifecycle, settings: Settings) -> None:
-        super().__init__(uvicorn_config(app))
+    def __init__(self, app: object, lifecycle: Lifecycle, settings: Settings, metrics: Metrics) -> None:
+        # Container runtimes leave 1,024 files, and a larger number to who asks.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        limits = ConnectionLimits(settings.max_connections, metrics.shed)
+        metrics.connections.set_function(lambda: limits.open)
+        super().__init__(uvicorn_config(app, limits))
         self._lifecycle = lifecycle
         self._delay_seconds = settings.drain_delay_seconds
         self._timeout_seconds = settings.drain_timeout_seconds
@@ -71,9 +80,7 @@ class Server(uvicorn.Server):
         # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
         # is as long as a whole run of the model.
         sys.setswitchinterval(SWITCH_SECONDS)
-        # Container runtimes leave 1,024 files; connections beyond would be reset, and nothing would say so.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        on_stop(self.handle_exit)
         self.run(sockets=[sock])
         logging.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.

@@ -19,6 +19,10 @@ from app.multiprocess.metrics import Snapshot
 from app.runtime.session import Provider
 
 LENGTH_BYTES = 4
+# More than the requests or the results of one turn ever are.
+MAX_FRAME_BYTES = 1 << 30
+# An end that leaves so much unread does not read any more.
+MAX_UNREAD_BYTES = 1 << 28
 ARRAY = 1
 
 
@@ -121,7 +125,7 @@ def _decode_other(code: int, data: memoryview) -> Any:
 class Channel(asyncio.Protocol):
     """One end. on_message: called with each message in the order of sending, but for answers to `ask`.
 
-    on_lost: called when the other side is gone.
+    on_lost: called when the other side is gone. last_answer: the latest to any `ask`, also one that came too late.
     """
 
     def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
@@ -130,6 +134,7 @@ class Channel(asyncio.Protocol):
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
         self._decoder = msgspec.msgpack.Decoder(list[Message], ext_hook=_decode_other)
         self._transport: asyncio.Transport | None = None
+        self.last_answer: Snapshot | None = None
         self._asked: dict[int, asyncio.Future[Snapshot]] = {}
         self._ids = itertools.count()
         self._unsent: list[Message] = []
@@ -141,8 +146,13 @@ class Channel(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(message)
 
-    async def ask(self, timeout_seconds: float) -> Snapshot:
-        """The other side's answer to Ask. Raises TimeoutError."""
+    @property
+    def unread_bytes(self) -> int:
+        """What was sent and has not left this process, because the other side does not read."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    async def ask(self, timeout_seconds: float | None) -> Snapshot:
+        """The other side's answer to Ask; None: whenever it comes. Raises TimeoutError."""
         number = next(self._ids)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self.send(Ask(number))
@@ -158,7 +168,9 @@ class Channel(asyncio.Protocol):
 
     def _flush(self) -> None:
         messages, self._unsent = self._unsent, []
-        if self._transport is not None:
+        if self._transport is not None and self.unread_bytes > MAX_UNREAD_BYTES:
+            self._transport.abort()
+        elif self._transport is not None:
             frame = self._encoder.encode(messages)
             self._transport.write(len(frame).to_bytes(LENGTH_BYTES, "little") + frame)
 
@@ -172,10 +184,12 @@ class Channel(asyncio.Protocol):
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
+        """Called by the event loop, which closes the connection when this raises: for bytes that are no messages."""
         self._received += data
         while len(self._received) >= LENGTH_BYTES:
             end = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES], "little")
+            if end > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {end} bytes: expected at most {MAX_FRAME_BYTES}")
             if len(self._received) < end:
                 break
             frame = bytes(self._received[LENGTH_BYTES:end])
@@ -183,5 +197,7 @@ class Channel(asyncio.Protocol):
             for message in self._decoder.decode(frame):
                 if not isinstance(message, Part):
                     self._on_message(message)
-                elif (answer := self._asked.get(message.id)) is not None and not answer.done():
+                    continue
+                self.last_answer = message.snapshot
+                if (answer := self._asked.get(message.id)) is not None and not answer.done():
                     answer.set_result(message.snapshot)

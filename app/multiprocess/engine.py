@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 
@@ -24,7 +23,6 @@ from app.lifecycle import Lifecycle, exit_process, or_exit
 from app.multiprocess.channel import (
     Ask,
     Cancel,
-    Channel,
     Done,
     Failed,
     Message,
@@ -36,22 +34,25 @@ from app.multiprocess.channel import (
     Submit,
 )
 from app.multiprocess.metrics import Snapshot, add_up
+from app.multiprocess.workers import Worker
 from app.predictor import Predictor
 from app.settings import Settings
+from app.signals import STOP_SIGNALS, exit_before_start, on_stop
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics
 
 TICK_SECONDS = 0.01
 SIGN_OF_LIFE_SECONDS = 1.0
-ASK_SECONDS = 2.0
 # Beyond its own drain, a worker's last seconds.
 GRACE_SECONDS = 3.0
 EXIT_WORKER_LOST = 1
 
 
 def serve_with_http_processes(settings: Settings) -> NoReturn:
-    """Serves until SIGTERM or SIGINT, then ends the process."""
+    """Serves until a signal, then ends the process."""
+    # Nothing was accepted yet, and the workers that are there end with the engine.
+    on_stop(exit_before_start)
     metrics = Metrics(())
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     sockets = or_exit(_listen, settings)
@@ -59,10 +60,8 @@ def serve_with_http_processes(settings: Settings) -> NoReturn:
     logging.logger().info("listening", host=settings.host, port=port, version=__version__)
     # As for the one process that does it all: a runner with a result must not wait long for a busy loop.
     sys.setswitchinterval(SWITCH_SECONDS)
-    code = uvloop.run(Engine(settings, metrics).run(sockets))
-    logging.flush()
-    # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
-    os._exit(code)
+    uvloop.run(Engine(settings, metrics).run(sockets))
+    raise AssertionError("the engine ends the process")
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
@@ -76,16 +75,6 @@ def _listen(settings: Settings) -> list[socket.socket]:
     ]
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """An HTTP worker as the engine sees it."""
-
-    process: asyncio.subprocess.Process
-    pending: dict[int, PendingRequest] = field(default_factory=dict)
-    ready: bool = False
-    channel: Channel = field(init=False)
-
-
 class Engine:
     """`run()` is its life."""
 
@@ -96,46 +85,35 @@ class Engine:
         self._workers: list[Worker] = []
         # From when the model has passed the gate; it serves once every worker is ready.
         self._predictor: Predictor | None = None
-        self._answering: set[asyncio.Task[None]] = set()
+        # An event loop alone would not keep them.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._exit_code = 0
 
-    async def run(self, sockets: list[socket.socket]) -> int:
-        """Starts a worker for each listening socket, serves them, and returns the exit code after a signal."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+    async def run(self, sockets: list[socket.socket]) -> None:
+        """Starts a worker for each listening socket, serves them, and ends the process after a signal."""
         try:
             for sock in sockets:
-                self._workers.append(await self._start(sock))
+                self._workers.append(await Worker.start(sock, self._hear))
         except OSError as error:  # no more processes
             exit_process(StartupError(f"cannot start the HTTP processes: {error.strerror}"))
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is exit_before_start:
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
         self._lifecycle.load(self._on_loaded)
         gpu = GpuSampler.start(self._metrics.registry) if self._settings.provider != "cpu" else None
         watching = [asyncio.create_task(self._watch(worker)) for worker in self._workers]
-        ticking = asyncio.create_task(self._tick())
+        self._tasks.update(asyncio.create_task(worker.require_answers()) for worker in self._workers)
+        self._tasks.add(asyncio.create_task(self._tick()))
         await self._stopping.wait()
         await self._drain(watching)
-        ticking.cancel()
         self._lifecycle.close()
         if gpu is not None:
             gpu.stop()
-        return self._exit_code
-
-    async def _start(self, listening: socket.socket) -> Worker:
-        ours, theirs = socket.socketpair()
-        # A session of its own: Ctrl-C in a terminal is for the engine, which tells the workers.
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "app.multiprocess.http_worker", str(listening.fileno()), str(theirs.fileno()),
-            pass_fds=(listening.fileno(), theirs.fileno()), start_new_session=True,
-        )  # fmt: skip
-        listening.close()
-        theirs.close()
-        worker = Worker(process)
-        # Its end is noticed by the end of its process.
-        loop, hear = asyncio.get_running_loop(), partial(self._hear, worker)
-        _, worker.channel = await loop.create_unix_connection(partial(Channel, hear, lambda: None), sock=ours)
-        return worker
+        logging.flush()
+        # At once, while one more signal still finds its handler. And a model's run that never ends cannot be stopped,
+        # and aborts the interpreter when that unwinds under it.
+        os._exit(self._exit_code)
 
     def _stop(self) -> None:
         """The first signal: the workers drain, and then the engine. The second: all stop without waiting."""
@@ -147,12 +125,16 @@ class Engine:
 
     async def _watch(self, worker: Worker) -> None:
         code = await worker.process.wait()
+        worker.answers = False
         for pending in list(worker.pending.values()):
             pending.future.cancel()
-        if not self._stopping.is_set():
+        if self._stopping.is_set():
+            return
+        # Told to end before it served, by who tells all processes and began with it: the engine's own signal comes.
+        if self._lifecycle.predictor is not None or (code and -code not in STOP_SIGNALS):
             logging.logger().error("an HTTP worker ended", process_id=worker.process.pid, code=code)
             self._exit_code = code if code > 0 else EXIT_WORKER_LOST
-            self._stop()
+        self._stop()
 
     async def _drain(self, watching: list[asyncio.Task[None]]) -> None:
         seconds = self._settings.drain_delay_seconds + self._settings.drain_timeout_seconds + GRACE_SECONDS
@@ -202,12 +184,13 @@ class Engine:
                 worker.ready = True
             case Ask():
                 task = asyncio.create_task(self._answer(worker, message.id))
-                self._answering.add(task)
-                task.add_done_callback(self._answering.discard)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     def _submit(self, worker: Worker, message: Submit) -> None:
-        assert self._predictor is not None
         try:
+            if self._predictor is None:
+                raise self._lifecycle.unavailable()
             pending = self._predictor.batcher.submit(message.units, message.deadline)
         except RequestError as error:
             worker.channel.send(failure(message.id, error))
@@ -229,12 +212,10 @@ class Engine:
             worker.channel.send(failure(number, error))
 
     async def _answer(self, asking: Worker, number: int) -> None:
-        """Sends what all processes counted; without those that do not answer."""
-        asked = [worker.channel.ask(ASK_SECONDS) for worker in self._workers if worker.process.returncode is None]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        parts = [answer for answer in answers if isinstance(answer, Snapshot)]
-        if len(parts) < len(self._workers):
-            logging.logger().warning("an HTTP worker does not answer", answered=len(parts), of=len(self._workers))
+        """Sends what all processes counted. Of one that does not answer or has ended, what it last said: to whoever
+        computes rates, a total that falls began anew."""
+        await asyncio.gather(*(worker.refresh() for worker in self._workers))
+        parts = [answer for worker in self._workers if (answer := worker.channel.last_answer) is not None]
         asking.channel.send(Part(number, add_up([Snapshot.of(self._metrics), *parts])))
 
 

@@ -8,12 +8,13 @@ import gc
 import os
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 
 from app import NAME
-from app.errors import StartupError
+from app.errors import ArtifactError, StartupError
 from app.http.app import build_app
 from app.http.routes import LABELS
 from app.http.server import Server
@@ -22,6 +23,7 @@ from app.multiprocess.channel import Ask, Channel, Done, Failed, Message, Part, 
 from app.multiprocess.metrics import Snapshot
 from app.multiprocess.remote import EngineMetrics, RemoteBatcher, open_model
 from app.predictor import Predictor
+from app.runtime.session import Model
 from app.settings import Settings, read_settings
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
@@ -38,7 +40,6 @@ class HttpWorker:
         self._lifecycle = lifecycle
         self._batcher: RemoteBatcher | None = None
         self._predictor: Predictor | None = None
-        self._opening: asyncio.Task[None] | None = None
         self.channel = Channel(self._on_message, self._on_lost)
 
     def _on_message(self, message: Message) -> None:
@@ -55,16 +56,25 @@ class HttpWorker:
                 if message.name == "ready" and self._predictor is not None:
                     self._lifecycle.serve(self._predictor)
             case Serve():
-                self._opening = asyncio.create_task(self._open(message))
+                # A daemon, as the gate's thread is: the process must not wait for it when it is told to end.
+                loop = asyncio.get_running_loop()
+                threading.Thread(target=self._open, args=(message, loop), name="open", daemon=True).start()
             case Ask():
                 self.channel.send(Part(message.id, Snapshot.of(self._metrics)))
 
-    async def _open(self, served: Serve) -> None:
+    def _open(self, served: Serve, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            model = await asyncio.to_thread(open_model, self._settings, served)
+            model = open_model(self._settings, served)
         except StartupError as error:
             exit_process(error)
-            raise
+        # Whatever was not foreseen: a worker that cannot become ready must end, or nobody notices.
+        except Exception as error:
+            exit_process(ArtifactError(f"{self._settings.model_dir}: not opened: {type(error).__name__}: {error}"))
+        else:
+            with suppress(RuntimeError):  # the loop has closed: the process is ending
+                loop.call_soon_threadsafe(self._opened, served, model)
+
+    def _opened(self, served: Serve, model: Model) -> None:
         self._batcher = RemoteBatcher(self.channel, served)
         self._batcher.start()
         self._predictor = Predictor(model, self._batcher, self._metrics.statistics)
@@ -103,7 +113,7 @@ def main() -> None:
         lifecycle.close()
 
     app = build_app(settings, lifecycle, EngineMetrics(metrics, worker.channel), lifespan)
-    WorkerServer(app, lifecycle, settings).run_and_exit(listening)
+    WorkerServer(app, lifecycle, settings, metrics).run_and_exit(listening)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The worker's side of the channel: a batcher whose queue is in the engine, a model that runs there, metrics of all."""
 
 import time
+from dataclasses import replace
 from math import inf
 from typing import NoReturn, cast
 
@@ -11,7 +12,7 @@ from app.batching.admission import QueueState
 from app.batching.batcher import Batcher
 from app.batching.queue import PendingRequest
 from app.errors import RequestError, Unavailable
-from app.multiprocess.channel import Cancel, Channel, Done, Failed, Serve, State, Submit, Unit
+from app.multiprocess.channel import MAX_UNREAD_BYTES, Cancel, Channel, Done, Failed, Serve, State, Submit, Unit
 from app.multiprocess.metrics import Snapshot
 from app.runtime.session import Model
 from app.runtime.tasks import open_task
@@ -51,8 +52,10 @@ class RemoteBatcher(Batcher):
         self._runners = []
 
     def state(self) -> QueueState:
-        """What the engine last said; it looks again itself."""
-        return self._state.queue
+        """What the engine last said; it looks again itself. Full while it leaves half of what it may unread."""
+        queue = self._state.queue
+        full = self._channel.unread_bytes > MAX_UNREAD_BYTES // 2
+        return replace(queue, rows=self.limits.queue_rows) if full else queue
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: as the engine says, or because it does not."""

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from app.artifact.datatypes import Array
+from app.artifact.external_data import verify_external_data
 from app.artifact.integrity import verify_files, verify_manifest
 from app.artifact.manifest import MANIFEST, TensorSpec, read_artifact
 from app.errors import ArtifactError
@@ -56,6 +57,7 @@ def load_model(
     manifest = artifact.manifest
     with stage("loading"):
         path = artifact.path(manifest.model_file)
+        verify_external_data(artifact)
         auto = provider == "auto"
         session = Session.open(path, "cuda" if provider == "auto" else provider, may_fall_back=auto)
         found_inputs, found_outputs = session.specs()
@@ -69,6 +71,8 @@ def load_model(
         if runners == "auto":
             runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota()
         task = open_task(artifact, rows)
+        if not task.counts_tokens and max_batch_tokens == "auto":
+            tokens = rows
         model = Model(artifact, task, session.provider, session.run, runners, rows, tokens)
     with stage("warming"):
         try:
@@ -146,7 +150,7 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
     units = [unit for case in cases for unit in case.units]
     for batch_rows in (1, model.batch_rows):
         results = dict[int, object]()
-        for batch in _batches(units, batch_rows):
+        for batch in _batches(units, batch_rows, model.batch_tokens):
             found = model.run([units[index].payload for index in batch])
             results.update(zip(batch, found, strict=True))
         start = 0
@@ -158,12 +162,15 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
                 _compare(model, f"{case.where}: {name}", expected, outputs[name])
 
 
-def _batches(units: Sequence[Encoded], batch_rows: int) -> Iterator[list[int]]:
-    """Places of units that run together, of similar length, at most `batch_rows` rows."""
+def _batches(units: Sequence[Encoded], batch_rows: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Places of units that run together, of similar length, at most `batch_rows` rows and `batch_tokens` padded tokens
+    unless one alone is more."""
     batch: list[int] = []
     for index in sorted(range(len(units)), key=lambda index: units[index].length):
-        rows = sum(units[other].rows for other in batch) + units[index].rows
-        if batch and (rows > batch_rows or units[batch[0]].key != units[index].key):
+        unit = units[index]
+        rows = sum(units[other].rows for other in batch) + unit.rows
+        full = rows > batch_rows or rows * unit.length > batch_tokens
+        if batch and (full or units[batch[0]].key != unit.key):
             yield batch
             batch = []
         batch.append(index)

@@ -182,6 +182,8 @@ def configure(level: str, log_format: str, dropped: Counter | None = None) -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.INFO))
+    # What libraries warn of would stand on standard error, beside the line that says why the process ended.
+    logging.captureWarnings(True)
 
 
 def _without_exception_text(_: Any, __: str, event: Any) -> Any:

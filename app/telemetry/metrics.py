@@ -17,7 +17,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from app.errors import REJECT_REASONS, STATUSES
+from app.errors import REJECT_REASONS, SHED_REASONS, STATUSES
 
 STAGES = ("verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -27,14 +27,17 @@ _BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
 
 @dataclass(slots=True)
 class Statistics:
-    """Totals since start, for the Open Inference Protocol's statistics; times in seconds."""
+    """Totals since start, for the Open Inference Protocol's statistics; times in seconds. Those of the parts are of
+    requests that succeeded: making rows of what was asked, waiting, the model's run, making answers of its results."""
 
     succeeded: int = 0
     succeeded_seconds: float = 0.0
     failed: int = 0
     failed_seconds: float = 0.0
+    input_seconds: float = 0.0
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
+    output_seconds: float = 0.0
     rows: int = 0
     runs: int = 0
     last_unix_seconds: float = 0.0
@@ -95,11 +98,16 @@ class Metrics:
         self.info = gauge(
             "model_info", "The model that is loaded.", "name", "version", "digest", "provider", "precision"
         )
+        self.connections = gauge("http_connections", "Connections that are open.")
+        self.connections_shed = counter(
+            "http_connections_shed_total", "Connections that were ended because a limit was reached.", "reason"
+        )
         self.log_lines_dropped = counter("log_lines_dropped_total", "Log lines that standard output did not take.")
         # Looking a child up by its labels costs more than counting on it.
         self.durations = Children(self.duration, [(route,) for route in routes])
         self.answered = Children(self.requests, [(route, status) for route in routes for status in STATUSES])
         self.rejections = Children(self.rejected, [(reason,) for reason in REJECT_REASONS])
+        self.shed = Children(self.connections_shed, [(reason,) for reason in SHED_REASONS])
         self.tokens_real, self.tokens_padding = self.tokens.labels("real"), self.tokens.labels("padding")
         for stage in STAGES:
             self.load.labels(stage)

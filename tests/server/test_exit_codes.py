@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,10 +15,11 @@ import httpx
 import pytest
 
 from app import lifecycle
+from app.artifact.manifest import MANIFEST
 from app.errors import StartupError
 from app.main import create_app
 from app.settings import Settings
-from tests.process import ROOT, START_SECONDS, ServerProcess
+from tests.process import ROOT, START_SECONDS, ServerProcess, warning_libraries
 from tests.unit.runtime.test_loading import FAILURES, Failure, good_artifacts, named
 
 # One of each kind: the rest goes through the same gate in test_gate and test_verify.
@@ -90,6 +92,16 @@ def test_a_model_that_cannot_be_served_ends_the_process_before_it_is_ever_ready(
         assert [part for part in failure.says if part not in line] == []
         # Standard output is log lines and nothing else.
         assert len(server.logs()) == len(server.output().splitlines())
+
+
+def test_what_libraries_warn_of_goes_to_the_log_and_not_beside_the_one_line(good, tmp_path):
+    folder = shutil.copytree(good["tensors"], tmp_path / "artifact")
+    (folder / MANIFEST).write_text("no JSON")
+    with ServerProcess(folder, environment=warning_libraries(tmp_path)) as server:
+        assert server.wait() == 3
+        assert MANIFEST in only_line(server.errors())
+        warned = [line for line in server.logs() if "a library is at work" in line["event"]]
+        assert [line["level"] for line in warned] == ["warning"]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ Tests of one process's life run again here where the engine has a part in it; wh
 differ.
 """
 
+import http.client
 import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 import httpx
@@ -24,6 +29,7 @@ from tests.server import test_lifecycle as life
 from tests.server.test_lifecycle import pool, turner  # noqa: F401
 
 PROCESSES = 2
+COUNTED = 'inference_requests_total{"code": "200", "route": "/predict"}'
 TEXTS = [f"a calm and ordinary morning, number {number}" for number in range(40)]
 
 
@@ -138,6 +144,159 @@ def test_a_signal_to_all_processes_at_once_is_one_signal() -> None:
         assert ending.wait() == 0
 
 
+# A signal that a process loses keeps the server for longer than any test waits.
+PATIENT = {"drain_timeout_seconds": 600}
+
+
+class StartingServer(ServerProcess):
+    """On its way to ready; `left()`: its processes that are still there, whoever their parent is by now."""
+
+    def __init__(self, **settings: object) -> None:
+        self._mark = uuid.uuid4().hex
+        super().__init__(environment={"TEST_SERVER": self._mark}, **(PATIENT | settings))
+
+    def left(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("TEST_SERVER") == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def begun(self) -> bool:
+        """Whether `app.multiprocess` has taken over: before that, a signal does what it does to any process."""
+        return signal.SIGQUIT in handled_signals(self.process.pid)
+
+    def running(self) -> int:
+        """How many workers are more than a copy of the engine."""
+        return sum("app.multiprocess.http_worker" in worker.cmdline() for worker in workers(self))
+
+    def handling(self) -> int:
+        """How many of them have handlers of their own for signals."""
+        return sum(signal.SIGTERM in handled_signals(worker.pid) for worker in workers(self)) if self.running() else 0
+
+
+def handled_signals(process_id: int) -> set[int]:
+    """Those for which the process has a handler."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    bits = int(re.search(r"SigCgt:\t(\w+)", status)[1], 16)
+    return {number for number in range(1, 32) if bits >> (number - 1) & 1}
+
+
+# Moments of start-up, in their order.
+MOMENTS: dict[str, Callable[[StartingServer], object]] = {
+    "it begins": StartingServer.begun,
+    "a worker is there": lambda server: len(workers(server)) >= 1,
+    "all workers are there": lambda server: len(workers(server)) >= PROCESSES,
+    "all workers run Python": lambda server: server.running() >= PROCESSES,
+    "a worker handles signals": lambda server: server.handling() >= 1,
+    "all workers handle signals": lambda server: server.running() >= PROCESSES and server.handling() >= PROCESSES,
+    **{f"{lines} log lines": lambda server, lines=lines: len(server.logs()) >= lines for lines in range(1, 7)},
+}
+
+
+def until_moment(server: StartingServer, moment: str) -> None:
+    while not MOMENTS[moment](server):
+        assert server.process.poll() is None, server.errors()
+
+
+def ended(server: StartingServer) -> int:
+    """The exit code, once no process is left."""
+    code = server.wait()
+    life.until(lambda: not server.left())
+    return code
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_of_start_up_ends_all_processes_with_exit_code_0(moment: str) -> None:
+    with StartingServer() as starting:
+        until_moment(starting, moment)
+        starting.terminate()
+        assert ended(starting) == 0
+        assert not [line for line in starting.logs() if line["level"] == "error"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_other_signals_that_ask_to_end_do_the_same(number: signal.Signals) -> None:
+    for moment in ("it begins", "a worker is there", "all workers handle signals"):
+        with StartingServer() as starting:
+            until_moment(starting, moment)
+            starting.process.send_signal(number)
+            assert ended(starting) == 0
+    with StartingServer().ready() as serving:
+        serving.process.send_signal(number)
+        assert ended(serving) == 0
+
+
+def test_a_hangup_that_is_ignored_at_start_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        starting = StartingServer()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with starting:
+        until_moment(starting, "all workers are there")
+        starting.process.send_signal(signal.SIGHUP)
+        starting.ready()
+        starting.process.send_signal(signal.SIGHUP)
+        assert starting.get("/ready").status_code == 200
+        starting.terminate()
+        assert ended(starting) == 0
+
+
+def test_signals_that_go_on_until_the_end_do_not_change_the_exit_code() -> None:
+    with StartingServer().ready() as ending:
+        while ending.process.poll() is None:
+            ending.terminate()
+        assert ended(ending) == 0
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS)[2:6])
+def test_a_signal_to_all_processes_is_one_signal_at_any_moment_of_start_up(moment: str) -> None:
+    with StartingServer() as starting:
+        until_moment(starting, moment)
+        for process in [*workers(starting), psutil.Process(starting.process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        assert ended(starting) == 0
+
+
+# Read by every process at its start: the file that a worker opens takes forever.
+ENDLESS = """
+import time
+from app.multiprocess import remote
+remote.open_model = lambda *_: time.sleep(3600)
+"""
+
+
+def test_a_signal_does_not_wait_for_a_worker_that_still_opens_the_model(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS)
+    with ServerProcess(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, **PATIENT) as starting:
+        life.until(lambda: starting.get("/ready").json()["stage"] == "warming")
+        time.sleep(0.5)  # the engine has told the workers to open it, or does so now: both must end
+        starting.terminate()
+        assert starting.wait() == 0
+
+
+@pytest.mark.parametrize("moment", list(MOMENTS)[1:6])
+def test_without_its_engine_no_http_worker_stays_at_any_moment_of_start_up(moment: str) -> None:
+    with StartingServer() as dying:
+        until_moment(dying, moment)
+        dying.process.kill()
+        assert ended(dying) == -signal.SIGKILL
+
+
+def test_an_http_worker_has_no_connection_of_another_process(server: ServerProcess) -> None:
+    def connections(process: psutil.Process) -> set[str]:
+        files = {file.name: str(file.readlink()) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
+        standard = {files.get(number) for number in "012"}
+        return {file for file in files.values() if file.startswith(("socket:", "pipe:"))} - standard
+
+    processes = [psutil.Process(server.process.pid), *workers(server)]
+    for one, other in combinations(map(connections, processes), 2):
+        assert not one & other
+
+
 def test_without_its_engine_no_http_worker_stays() -> None:
     with ServerProcess().ready() as dying:
         processes = workers(dying)
@@ -163,6 +322,73 @@ def test_a_stopped_engine_makes_every_process_not_live(tmp_path: Path) -> None:
             assert halted.get("/metrics").status_code == 503
         finally:
             engine.resume()
+
+
+def connection_to(server: ServerProcess, worker: psutil.Process) -> http.client.HTTPConnection:
+    """A connection that this worker has accepted."""
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("GET", "/live")
+        connection.getresponse().read()
+        ours = connection.sock.getsockname()[1]
+        if any(found.raddr and found.raddr.port == ours for found in worker.net_connections()):
+            return connection
+        connection.close()
+
+
+# Read by every process at its start: {} s without an answer.
+LIMIT = """
+from app.multiprocess import workers
+workers.SILENCE_SECONDS = {}
+"""
+
+
+def test_a_stopped_http_worker_is_noticed_and_ends_the_server_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LIMIT.format(2))
+    with ServerProcess(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, **PATIENT).ready() as halted:
+        processes = workers(halted)
+        processes[1].suspend()
+        assert halted.wait() == 1
+        (line,) = [line for line in halted.logs() if line["event"] == "an HTTP worker does not answer"]
+        assert line["process_id"] == processes[1].pid
+        assert not psutil.wait_procs(processes, 60)[1]
+
+
+def test_a_worker_that_is_busy_for_a_moment_is_left_alone(server: ServerProcess) -> None:
+    processes = workers(server)
+    processes[0].suspend()
+    time.sleep(2)
+    processes[0].resume()
+    connection = connection_to(server, processes[0])
+    connection.request("GET", "/ready")
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert workers(server) == processes
+
+
+def test_counters_do_not_fall_while_an_http_worker_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LIMIT.format(3600))
+    with ServerProcess(environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).ready() as halted:
+        processes = workers(halted)
+        first, second = (connection_to(halted, process) for process in processes)
+
+        def counted(connection: http.client.HTTPConnection) -> float:
+            connection.request("GET", "/metrics")
+            return samples(connection.getresponse().read().decode())[COUNTED]
+
+        for connection in [first, second] * 5:
+            body = json.dumps({"text": TEXTS[0]})
+            connection.request("POST", "/predict", body, {"content-type": "application/json"})
+            assert connection.getresponse().read()
+        assert counted(first) == 10
+        processes[1].suspend()
+        try:
+            assert [counted(first) for _ in range(3)] == [10, 10, 10]
+        finally:
+            processes[1].resume()
+        assert counted(second) == 10
+        first.close()
+        second.close()
 
 
 def test_the_end_of_a_life_is_that_of_one_process(turner: Path, pool: ThreadPoolExecutor) -> None:  # noqa: F811

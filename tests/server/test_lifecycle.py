@@ -30,6 +30,7 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.http.connection.limits import BEAT_SECONDS, BEATS
 from tests.onnx_models import save, tensor
 from tests.process import NO_TLS, ROOT, START_SECONDS, ServerProcess, free_port
 
@@ -40,6 +41,12 @@ SLOW = 1_000_000
 ENDLESS = 10**13
 HOUR_MS = 3_600_000
 PATIENCE_SECONDS = 60
+# But those that who started the tests has made this process and its children deaf to, as `nohup` does.
+SIGNALS = [
+    number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    if signal.getsignal(number) is not signal.SIG_IGN
+]
 TEXT = json.dumps({"text": "a calm and ordinary morning"}).encode()
 
 
@@ -131,8 +138,18 @@ class Connection(http.client.HTTPConnection):
         """Leaves as a killed client does: politely closed by its kernel, or reset."""
         if reset:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        else:
+            # Right behind a request it would only say that this was all.
+            await_beats(self.port)
         self.sock.close()
         self.close()
+
+
+def await_beats(port: int) -> None:
+    """Until the server's event loop has had the time, and the turns, in which a client may say that it has sent all."""
+    for _ in range(BEATS):
+        time.sleep(2 * BEAT_SECONDS)
+        assert httpx.get(f"http://127.0.0.1:{port}/live", verify=NO_TLS).status_code == 200
 
 
 # Read by each of a server's processes at its start.
@@ -262,13 +279,22 @@ def test_while_the_gate_runs_the_server_is_live_and_not_ready_and_says_at_which_
         assert server.metric("inference_rejected_total", reason="not_ready") > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_the_gate_runs_ends_the_process_without_waiting_for_it(
     package: Callable[..., Path], number: signal.Signals
 ) -> None:
     with ServerProcess(slow_to_pass(package, ENDLESS)) as server:
         with connected(server.port) as (connection,):
             until(lambda: connection.ask("/ready")[2]["stage"] == "warming")
+        server.process.send_signal(number)
+        assert server.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("imported", ["asyncio", "numpy", "app.main"])
+def test_a_signal_while_modules_are_imported_ends_the_process_at_once(imported: str, number: signal.Signals) -> None:
+    with ServerProcess(environment={"PYTHONPROFILEIMPORTTIME": "1"}) as server:
+        until(lambda: re.search(rf"\| +{imported}\n", server.errors()) is not None)
         server.process.send_signal(number)
         assert server.wait(PATIENCE_SECONDS) == 0
 
@@ -502,15 +528,15 @@ def test_a_wish_for_another_protocol_does_not_cost_a_request_its_body(
     length = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(body)
     if chunked:
         body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    head = b"POST %s HTTP/%s\r\n%s%s\r\n\r\n" % (INFER.encode(), version, UPGRADE, length)
-    last = b"GET /live HTTP/1.1\r\nconnection: close\r\n\r\n" if version == b"1.1" else b""
+    head = b"POST %s HTTP/%s\r\nhost: x\r\n%s%s\r\n\r\n" % (INFER.encode(), version, UPGRADE, length)
+    last = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" if version == b"1.1" else b""
     received = request(turning_server, head + body + last)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200"] * (2 if last else 1)
     assert b'"data":[%d]' % QUICK in received
 
 
 def test_wishes_for_another_protocol_one_behind_the_other_are_refused(turning_server: ServerProcess) -> None:
-    received = request(turning_server, b"GET /live HTTP/1.1\r\n%s\r\n" % UPGRADE * 1000)
+    received = request(turning_server, b"GET /live HTTP/1.1\r\nhost: x\r\n%s\r\n" % UPGRADE * 1000)
     assert re.findall(rb"HTTP/1.1 (\d+)", received)[-1:] == [b"400"]
     assert turning_server.errors() == ""
 
@@ -524,11 +550,12 @@ def test_what_is_not_http_is_told_so_in_the_shape_of_every_error(turning_server:
 def test_a_client_that_leaves_with_requests_one_behind_the_other_is_no_error(turner: Path) -> None:
     with HeldServer(turner, runners=1, request_timeout_ms=HOUR_MS).ready() as server:
         body = infer_body(QUICK)
-        request = b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
+        request = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
         with server.runs_held():
             with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS) as client:
                 client.sendall(request * 3)
                 await_traffic(server, in_flight=1, waiting=0)
+                await_beats(server.port)
             await_traffic(server, in_flight=0, waiting=0)
         server.terminate()
         assert server.wait() == 0
@@ -559,7 +586,7 @@ def test_clients_may_be_as_many_as_the_system_lets_them() -> None:
 # --- draining and ending ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_under_load_a_signal_loses_no_accepted_request(number: signal.Signals) -> None:
     answered: dict[str, int] = {}
     unanswered: set[str] = set()

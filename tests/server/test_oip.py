@@ -75,6 +75,14 @@ def every_type(path: Path) -> Path:
     return onnx_models.save(path, nodes, inputs, outputs)
 
 
+def widened(path: Path) -> Path:
+    """float32 x [rows, 1] → y [rows, 100000]: an answer far larger than its question."""
+    weights = np.full((1, 100_000), 0.1234567, np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "weights"], ["y"])]
+    inputs, outputs = [onnx_models.tensor("x", ["rows", 1])], [onnx_models.tensor("y", ["rows", 100_000])]
+    return onnx_models.save(path, nodes, inputs, outputs, weights=weights)
+
+
 class Served:
     """A model being served: its folder, its process, a connection."""
 
@@ -127,6 +135,7 @@ def served(package: Callable[..., Path]) -> Iterator[dict[str, Served]]:
         "two": package(onnx_models.two_outputs),
         "types": package(every_type),
         "lookup": package(onnx_models.lookup),
+        "wide": package(widened),
     }
     # A free runner waits for eight rows: requests that are sent together share a run.
     together = {"batch_delay_ms": 1000, "max_batch_rows": 8, "runners": 1}
@@ -428,7 +437,61 @@ def test_infinities_and_nans_survive_binary(served):
         assert np.array_equal(np.frombuffer(raw[f"out_{name}"], DTYPES[name]), odd.ravel(), equal_nan=True)
 
 
+def test_what_json_has_no_word_for_is_a_failure_that_says_how_to_ask(served):
+    inputs = [{"name": f"in_{name}", "datatype": name, "shape": [2, 2]} for name in VALUES]
+    blobs = [np.array([[1, 2], [np.nan, 0]], np.float32).tobytes() if name == "FP32" else wire(name) for name in VALUES]
+    message = refused(served["types"].post_binary(inputs, blobs), 500)
+    assert "'out_FP32'" in message
+    assert "binary_data" in message
+    wanted = [{"name": "out_FP64"}]
+    assert served["types"].post_binary(inputs, blobs, outputs=wanted).status_code == 200
+
+
+@pytest.mark.parametrize("rows", [10, 500])
+def test_an_answer_too_large_is_refused_and_says_what_to_ask_for(served, rows):
+    wide = served["wide"]
+    spec = as_json("x", "FP32", np.ones((rows, 1)))
+    message = refused(wide.post([spec]), 422)
+    assert "fewer rows" in message
+    assert "binary" in message
+    assert wide.client.get("/live").status_code == 200
+
+
+def test_an_answer_larger_than_its_question_comes_whole_in_either_format(served):
+    spec = as_json("x", "FP32", np.ones((6, 1)))
+    answer = outputs_of(served["wide"].post([spec]))["y"]
+    raw = binary_outputs_of(served["wide"].post([spec], parameters={"binary_data_output": True}))["y"]
+    assert answer.shape == (6, 100_000)
+    assert answer.astype(np.float32).tobytes() == raw
+
+
 # What the request asks for.
+
+
+def test_the_largest_values_come_as_classes_with_the_labels_of_the_manifest(text):
+    wanted = [{"name": "probabilities", "parameters": {"classification": 1}}, {"name": "label"}]
+    response = text.post([texts("I love it.", "I hate it.")], outputs=wanted)
+    outputs = outputs_of(response)
+    assert response.json()["outputs"][0]["datatype"] == "BYTES"
+    assert outputs["probabilities"].shape == (2, 1)
+    for found, label in zip(outputs["probabilities"][:, 0], outputs["label"], strict=True):
+        score, index, name = found.split(":")
+        assert float(score) > 0.5
+        assert text.labels[int(index)] == name == label
+
+
+def test_classes_of_a_tensor_model_are_the_largest_of_each_row(mlp):
+    array = features(3)
+    wanted = [{"name": "scores", "parameters": {"classification": 2}}]
+    found = outputs_of(mlp.post([as_json("features", "FP32", array)], outputs=wanted))["scores"]
+    expected = mlp.runs({"features": array})["scores"].argsort(axis=1)[:, ::-1][:, :2]
+    assert [[int(item.split(":")[1]) for item in row] for row in found] == expected.tolist()
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "2", True, [2]])
+def test_a_number_of_classes_that_is_none_is_refused(mlp, value):
+    wanted = [{"name": "scores", "parameters": {"classification": value}}]
+    refused(mlp.post([as_json("features", "FP32", features())], outputs=wanted), 400, 422)
 
 
 def test_the_request_id_comes_back(mlp, two):
@@ -688,8 +751,12 @@ def test_statistics_count_requests_rows_and_time(mlp):
     assert after["inference_count"] - before["inference_count"] == 5
     assert after["execution_count"] - before["execution_count"] == 2
     assert after["last_inference"] >= before["last_inference"]
-    for kind, count in {"success": 2, "queue": 2, "compute_infer": 2, "fail": 0}.items():
+    parts = {"queue": 2, "compute_input": 2, "compute_infer": 2, "compute_output": 2}
+    for kind, count in {"success": 2, "fail": 0, "cache_hit": 0, "cache_miss": 0, **parts}.items():
         assert after["inference_stats"][kind]["count"] - before["inference_stats"][kind]["count"] == count
+    spent = {kind: after["inference_stats"][kind]["ns"] - before["inference_stats"][kind]["ns"] for kind in parts}
+    assert min(spent.values()) > 0
+    assert sum(spent.values()) <= after["inference_stats"]["success"]["ns"] - before["inference_stats"]["success"]["ns"]
     assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
 
 
@@ -697,3 +764,36 @@ def test_refused_requests_are_no_inferences(mlp):
     before = mlp.statistics()
     refused(mlp.post([]), 422)
     assert mlp.statistics()["inference_count"] == before["inference_count"]
+
+
+# Models as a repository.
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready": true}', b'{"ready": false}'])
+def test_the_repository_has_the_one_model(mlp, body):
+    response = mlp.client.post("/v2/repository/index", content=body)
+    assert response.status_code == 200
+    assert response.json() == [{"name": mlp.name, "version": mlp.version, "state": "READY", "reason": ""}]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1}', b"\xff", b" " * 5000])
+def test_a_question_to_the_repository_that_is_none_is_refused(mlp, body):
+    refused(mlp.client.post("/v2/repository/index", content=body), 400, 413, 422)
+
+
+@pytest.mark.parametrize("change", ["load", "unload"])
+@pytest.mark.parametrize("name", ["scorer", "otherwise"])
+def test_no_model_is_loaded_or_unloaded_at_run_time(mlp, name, change):
+    message = refused(mlp.client.post(f"/v2/repository/models/{name}/{change}", json={"parameters": {}}), 400)
+    assert "at run time" in message
+    assert mlp.get("/ready")["ready"] is True
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/trace/setting", "/v2/logging", "/v2/systemsharedmemory/status", "/v2/cudasharedmemory/region/r/register",
+     "/v2/models/scorer/trace/setting"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_extensions_that_are_not_offered_are_not_found(mlp, path, method):
+    refused(mlp.client.request(method, path, json={} if method == "POST" else None), 404)

@@ -67,12 +67,16 @@ class Refusal:
 
 @dataclass
 class Call:
-    """One inference. `inputs`: arrays by name; `outputs`: name and whether in binary, or None to ask for none."""
+    """One inference. `inputs`: arrays by name; `outputs`: name and whether in binary, or None to ask for none.
+
+    `classes`: how many of the largest values to ask for in the place of all; 0 for all.
+    """
 
     model: str
     inputs: dict[str, np.ndarray]
     binary: bool = True
     outputs: list[tuple[str, bool]] | None = None
+    classes: int = 0
     more: dict[str, Any] | None = None
 
     def arguments(self) -> dict[str, Any]:
@@ -84,7 +88,9 @@ class Call:
         for name, array in self.inputs.items():
             tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             inputs.append(tensor.set_data_from_numpy(array, binary_data=self.binary))
-        wanted = self.outputs and [InferRequestedOutput(name, binary_data=binary) for name, binary in self.outputs]
+        wanted = self.outputs and [
+            InferRequestedOutput(name, binary_data=binary, class_count=self.classes) for name, binary in self.outputs
+        ]
         return {"model_name": self.model, "inputs": inputs, "outputs": wanted, **(self.more or {})}
 
 
@@ -297,6 +303,46 @@ def test_statistics_go_up_with_every_inference(client):
 
 def test_statistics_of_all_models_are_those_of_the_one_there_is(client):
     assert [model["name"] for model in client.call("two", "get_inference_statistics")["model_stats"]] == ["two"]
+
+
+@pytest.mark.parametrize("args", [(), ("two",), ("two", "12")])
+def test_statistics_have_the_parts_that_the_clients_tools_add_up(client, args):
+    client.infer("two", two_inputs())
+    (model,) = client.call("two", "get_inference_statistics", *args)["model_stats"]
+    parts = [model["inference_stats"][name] for name in ("queue", "compute_input", "compute_infer", "compute_output")]
+    assert {part["count"] for part in parts} == {model["inference_stats"]["success"]["count"]}
+    assert model["inference_stats"]["cache_hit"] == model["inference_stats"]["cache_miss"] == {"count": 0, "ns": 0}
+
+
+def test_statistics_of_another_version_raise_the_clients_exception(client):
+    assert client.call("two", "get_inference_statistics", "two", "13").status == "404"
+
+
+def test_the_repository_has_the_one_model(client):
+    index = client.call("two", "get_model_repository_index")
+    assert index == [{"name": "two", "version": "12", "state": "READY", "reason": ""}]
+
+
+@pytest.mark.parametrize("method", ["load_model", "unload_model"])
+def test_no_model_is_loaded_or_unloaded_at_run_time(client, method):
+    refusal = client.call("two", method, "two")
+    assert (refusal.status, "at run time" in refusal.message) == ("400", True)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["get_trace_settings", "get_log_settings", "get_system_shared_memory_status", "get_cuda_shared_memory_status"],
+)
+def test_extensions_that_are_not_offered_raise_the_clients_exception(client, method):
+    assert client.call("two", method).status == "404"
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+def test_the_likeliest_classes_come_as_the_client_asks_for_them(client, binary):
+    answer = client.infer("sentiment", strings("I love it."), outputs=[("probabilities", binary)], classes=1)
+    (found,) = answer.arrays["probabilities"].ravel()
+    score, _, label = (found.decode() if isinstance(found, bytes) else found).split(":")
+    assert (float(score) > 0.5, label) == (True, "positive")
 
 
 @pytest.mark.parametrize("rows", [1, 3, 30])

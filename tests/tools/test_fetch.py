@@ -1,6 +1,7 @@
 """model.fetch as an init container runs it: a process of its own, real servers, and a proxy that does harm."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -29,8 +30,9 @@ from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 from app.artifact.manifest import MANIFEST
+from model.fetch import put_in_place
 from tests import onnx_models
-from tests.process import ROOT
+from tests.process import ROOT, warning_libraries
 
 BUCKET = "models"
 PREFIX = "team/sentiment/1.0.0"
@@ -80,6 +82,8 @@ class Proxy(BaseHTTPRequestHandler):
             body = body[:-1]
         elif fault == "long":
             body += b"more"
+        elif fault == "drip":
+            body += bytes(1 << 20)
         self.send_response(status)
         length = int(answer.headers.get("content-length", 0)) if self.command == "HEAD" else len(body)
         self.send_header("content-length", str(length))
@@ -90,6 +94,8 @@ class Proxy(BaseHTTPRequestHandler):
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
                 self.faults.over.wait()
+            while fault == "drip" and not self.faults.over.wait(0.05):
+                self.wfile.write(b" ")
             self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
         self.close_connection = fault != "pass"
 
@@ -500,7 +506,17 @@ def test_a_digest_pins_as_people_paste_it(web, digest, tmp_path, paste):
     assert f"digest pin mismatch: expected sha256 {'0a' * 32}, found {digest}" in line
 
 
-@pytest.mark.parametrize("arguments", [("--digest", "latest"), ("--digest", "sha256:"), ("--attempts", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--digest", "latest"),
+        ("--digest", "sha256:"),
+        ("--attempts", "0"),
+        ("--timeout-seconds", "0"),
+        ("--timeout-seconds", "nan"),
+        ("--timeout-seconds", "inf"),
+    ],
+)
 def test_bad_arguments_are_exit_code_2(good, tmp_path, arguments):
     assert fetch(good, tmp_path / "model", *arguments).returncode == 2
 
@@ -557,6 +573,68 @@ def test_a_process_that_is_stopped_leaves_no_part_that_looks_like_an_artifact(
     # What a killed one left is removed by the next.
     assert fetch(web, tmp_path / "model", "--digest", digest).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_server_that_always_sends_a_little_more_is_given_up(web, faults, digest, tmp_path):
+    faults.script = {MANIFEST: ["drip"]}
+    line = failed(fetch(web, tmp_path / "model", "--digest", digest, "--timeout-seconds", 1), 5)
+    assert re.search(rf"{web}: given up: 0\.0 MB in \d+\.\d s; --timeout-seconds", line)
+    assert nothing_left(tmp_path / "model")
+
+
+def test_one_that_takes_too_long_says_how_much_has_come(web, faults, good, digest, tmp_path):
+    faults.script = {".onnx": ["hang"]}
+    folder = tmp_path / "model"
+    shutil.copytree(good, folder)
+    model_of(folder).write_bytes(b"damaged")
+    with start(web, folder, "--digest", digest) as process:
+        wait_for_half(process, tmp_path)
+        process.send_signal(signal.SIGALRM)  # as its timer does
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 5
+    (line,) = errors.splitlines()
+    assert re.search(r"given up: \d+\.\d of \d+\.\d MB in \d+\.\d s; --timeout-seconds", line)
+    # What was there is as it was.
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert model_of(folder).read_bytes() == b"damaged"
+
+
+def test_what_was_there_comes_back_wherever_a_signal_interrupts(good, tmp_path, monkeypatch):
+    staged, folder = tmp_path / "outer" / "new", tmp_path / "model"
+    staged.mkdir(parents=True)
+    shutil.copytree(good, folder)
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path == staged:
+            raise SystemExit
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit):
+        put_in_place(staged, folder)
+    assert same(folder, good)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_printed_controls_a_terminal(good, tmp_path, there):
+    source, hostile = tmp_path / "source", "\x1b[2J\x9b2J\r\n\u202e.onnx"
+    shutil.copytree(good, source)
+    model = model_of(source)
+    text = (source / MANIFEST).read_text().replace(f'"{model.name}"', json.dumps(hostile))
+    (source / MANIFEST).write_text(text)
+    model.rename(source / hostile)
+    if not there:
+        (source / hostile).unlink()
+    ended = fetch(source, tmp_path / "model")
+    assert ended.returncode == (0 if there else 5), ended.stderr
+    assert r"\x1b[2J\x9b2J \u202e.onnx" in (ended.stdout if there else failed(ended, 5))
+    assert (ended.stdout + ended.stderr).replace("\n", "").isprintable()
+
+
+def test_what_libraries_warn_of_is_not_beside_the_one_line(web, tmp_path):
+    env = warning_libraries(tmp_path)
+    assert "digest pin mismatch" in failed(fetch(web, tmp_path / "model", "--digest", "0" * 64, env=env), 3)
 
 
 def test_one_that_runs_is_not_disturbed_by_another(web, faults, good, digest, tmp_path):

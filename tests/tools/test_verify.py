@@ -1,5 +1,8 @@
 """`python -m model.verify`: the gate's answer as an exit code and one line."""
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from app.artifact.manifest import MANIFEST
 from model.package import file_entry
 from model.verify import main
-from tests.process import BUNDLED
+from tests.process import BUNDLED, ROOT, START_SECONDS, warning_libraries
 from tests.unit.runtime.test_loading import FAILURES, Failure, good_artifacts, named
 
 
@@ -43,6 +46,23 @@ def test_a_broken_artifact_ends_it_with_one_line_on_stderr(good, tmp_path, verif
     assert line.startswith("model.verify: ")
     assert failure.noisy or others == []
     assert "Traceback" not in err
+
+
+def test_what_libraries_warn_of_is_not_beside_the_one_line(good, tmp_path):
+    folder = shutil.copytree(good["tensors"], tmp_path / "artifact")
+    (folder / MANIFEST).write_text("no JSON")
+    ended = subprocess.run(
+        [sys.executable, "-m", "model.verify", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, **warning_libraries(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 3
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("model.verify: ")
 
 
 @pytest.mark.parametrize("kind", ["text", "tensors"])

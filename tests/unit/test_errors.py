@@ -39,7 +39,8 @@ def test_every_request_error_ends_in_the_status_of_the_contract() -> None:
 
 
 def test_every_startup_error_ends_in_the_exit_code_of_the_contract() -> None:
-    codes = {kind.__name__: kind.exit_code for kind in family(StartupError)}
+    # A tool has errors of its own.
+    codes = {kind.__name__: kind.exit_code for kind in family(StartupError) if kind.__module__ == errors.__name__}
     assert codes == {"ConfigError": 2, "ArtifactError": 3, "ProviderError": 4}
 
 
@@ -79,6 +80,28 @@ def test_only_who_is_not_known_is_told_how_to_be() -> None:
 
 def test_the_reason_a_server_cannot_start_is_one_line() -> None:
     assert str(StartupError("model\nfile: not\r\nfound")) == "model file: not found"
+
+
+@pytest.mark.parametrize(
+    ("character", "shown"),
+    [
+        ("\x1b", r"\x1b"),
+        ("\x07", r"\x07"),
+        ("\x00", r"\x00"),
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("\u2066", r"\u2066"),
+        ("\u200b", r"\u200b"),
+        ("\udcff", r"\udcff"),
+        ("\U000e0041", r"\U000e0041"),
+        ("\u2028", " "),
+        ("\x85", " "),
+        ("é", "é"),
+        ("模", "模"),
+    ],
+)
+def test_the_reason_a_server_cannot_start_controls_no_terminal(character: str, shown: str) -> None:
+    assert str(StartupError(f"model{character}file")) == f"model{shown}file"
 
 
 def test_connections_are_closed_only_where_the_body_may_be_left_unread_or_the_server_ends() -> None:

@@ -1,6 +1,7 @@
 """The use case without HTTP: texts and tensors in, predictions out, books kept."""
 
 import asyncio
+import copy
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from app.artifact.datatypes import Tensors
 from app.batching.admission import Limits
 from app.batching.batcher import Batcher
 from app.errors import DeadlineExceeded, Invalid, NotFound, RunFailed, TooManyRows, Unavailable
@@ -25,6 +27,7 @@ from app.runtime.loading import load_model
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded
 from app.runtime.tasks.answers import Label
+from app.runtime.tasks.tensors import TensorTask
 from app.runtime.tasks.text import QUICK_CHARACTERS
 from app.runtime.tasks.text_classification import TextClassification
 from app.telemetry.metrics import Metrics
@@ -141,7 +144,7 @@ async def serving(model: Model) -> AsyncIterator[Observed]:
 
 async def classify(predictor: Predictor, texts: list[str], deadline: float, usage: Usage) -> list[Label]:
     """What /predict answers."""
-    return predictor.model.task.predictions(*await predictor.run(texts, deadline, usage))
+    return await predictor.run(texts, predictor.model.task.predictions, deadline, usage)
 
 
 def sample(predictor: Observed, metric: str, **labels: str) -> float | None:
@@ -180,13 +183,15 @@ async def test_a_text_longer_than_the_window_is_cut_and_flagged(text_model: Mode
 
 
 async def test_a_text_that_may_not_be_cut_is_invalid_and_waits_for_nothing(text_model: Model) -> None:
+    def answer(units: Sequence[Encoded], results: Sequence[Any]) -> list[int]:
+        return [unit.length for unit in units]
+
     exact, longer = " ".join(["sun"] * MAX_TOKENS), " ".join(["sun"] * MAX_TOKENS + ["rain"])
     async with serving(text_model) as predictor:
         with pytest.raises(Invalid, match="longer than the model's window"):
-            await predictor.run([exact, longer], later(), Usage(), truncate=False)
+            await predictor.run([exact, longer], answer, later(), Usage(), truncate=False)
         assert predictor.metrics.statistics.failed == predictor.waiting == 0
-        units, _ = await predictor.run([exact], later(), Usage(), truncate=False)
-        assert [unit.length for unit in units] == [MAX_TOKENS]
+        assert await predictor.run([exact], answer, later(), Usage(), truncate=False) == [MAX_TOKENS]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u2003\u00a0"])
@@ -355,9 +360,32 @@ async def test_usage_and_statistics_add_up(text_model: Model) -> None:
         assert (statistics.succeeded, statistics.failed, statistics.rows) == (3, 0, 4)
         assert statistics.queue_seconds == pytest.approx(sum(usage.queue_seconds for usage in usages))
         assert statistics.inference_seconds == pytest.approx(sum(usage.inference_seconds for usage in usages))
-        assert statistics.succeeded_seconds >= statistics.queue_seconds + statistics.inference_seconds
+        parts = ("input_seconds", "queue_seconds", "inference_seconds", "output_seconds")
+        seconds = [getattr(statistics, part) for part in parts]
+        assert min(seconds) > 0
+        assert statistics.succeeded_seconds >= sum(seconds)
         assert statistics.runs == sample(predictor, "inference_run_seconds_count")
         assert sample(predictor, "inference_batch_rows_sum") == 4
+
+
+async def test_results_of_many_megabytes_are_joined_in_a_thread_and_small_ones_on_the_loop(mlp_model: Model) -> None:
+    task, threads = copy.copy(mlp_model.task), list[int]()
+
+    def respond(units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
+        threads.append(threading.get_ident())
+        return TensorTask.respond(task, units, results)
+
+    def run(payloads: Sequence[Any]) -> list[Any]:
+        return [{"scores": np.zeros((len(unit["features"]), 1 << 16), np.float32)} for unit in payloads]
+
+    task.respond = respond
+    model = replace(mlp_model, task=task)
+    async with serving(model) as predictor:
+        predictor.batcher._run = run
+        for rows in (1, 16):
+            found = await predictor.infer({"features": np.zeros((rows, 4), np.float32)}, later(), Usage())
+            assert found["scores"].shape == (rows, 1 << 16)
+    assert threads[0] == threading.get_ident() != threads[1]
 
 
 async def test_tokens_are_counted_as_real_and_as_padding(text_model: Model) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.errors import ConfigError
-from app.settings import Settings, cpu_quota, read_settings, unknown_variables
+from app.settings import Settings, cpu_quota, parse_arguments, read_settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -202,3 +202,22 @@ def test_an_affinity_smaller_than_the_quota_counts(cores, tmp_path):
 
 def test_this_machine_has_at_least_one_cpu():
     assert 1 <= cpu_quota() <= len(os.sched_getaffinity(0))
+
+
+def test_help_says_what_every_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--help"])
+    assert caught.value.code == 0
+    words = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        assert f"APP_{name.upper()} " in words
+        assert field.description
+        assert field.description in words
+    assert "example:" in words
+
+
+def test_an_argument_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--port", "80"])
+    assert caught.value.code == 2
+    assert "--port" in capsys.readouterr().err

@@ -1,66 +1,77 @@
-"""Open Inference Protocol v2 bodies ↔ tensors, JSON and the binary tensor extension. Knows no model and no HTTP.
+"""Open Inference Protocol v2 requests → tensors, JSON and the binary tensor extension. Knows no model and no HTTP.
 
-Sources: the protocol's "Inference Request" and "Inference Response" objects, and Triton's binary tensor data extension
-(raw little-endian tensors after the JSON header; BYTES elements each behind their length as uint32).
+Sources: the protocol's "Inference Request" object, and Triton's binary tensor data extension (raw little-endian tensors
+after the JSON header; BYTES elements each behind their length as uint32).
 """
 
-from itertools import chain
 from math import prod
-from typing import Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from app.artifact.datatypes import DATATYPES, Array, Tensors, datatype_of
+from app.artifact.datatypes import DATATYPES, Array, Tensors
 from app.errors import BadRequest, Invalid
+from app.http.oip.json_data import array_of
+from app.http.request import MAX_STRINGS
 
-Parameters = dict[str, Any]
-_JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}, "O": {str}}
 # What numpy can hold.
 MAX_RANK, MAX_ELEMENTS = 64, 1 << 40
+# Of inputs, and of outputs asked for.
+MAX_TENSORS, MAX_NAME_CHARACTERS = 1024, 1024
 # It comes back in the answer.
 MAX_ID_CHARACTERS = 256
-_UNSUPPORTED = ("shared_memory_region", "classification")
+MAX_SHAPE_BYTES = 4096
+_SHAPE = msgspec.json.Decoder(list[Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)]])
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+# Not read before it is known how large they are.
+Sizes = Annotated[Raw, Meta(extra_json_schema={"type": "array", "items": {"type": "integer"}})]
+Data = Annotated[Raw, Meta(extra_json_schema={"type": "array", "items": {}})]
 
 
-class InputTensor(Struct):
+# `gc=False`: thousands of them are read in less time than the garbage collector would take to look at them.
+class RequestParameters(Struct, gc=False, frozen=True):
+    """timeout: microseconds, 0 for none."""
+
+    timeout: Count = 0
+    binary_data_output: bool = False
+
+
+class InputParameters(Struct, gc=False, frozen=True):
+    binary_data_size: Count | None = None
+    shared_memory_region: Raw | UnsetType = UNSET
+
+
+class OutputParameters(Struct, gc=False, frozen=True):
+    """classification: how many of the largest values to answer in the place of all; 0 for all."""
+
+    binary_data: bool | None = None
+    classification: Count = 0
+    shared_memory_region: Raw | UnsetType = UNSET
+
+
+class InputTensor(Struct, gc=False):
     name: str
-    shape: list[int]
+    shape: Sizes
     datatype: str
-    parameters: Parameters = {}
-    data: list[Any] | None = None
+    parameters: InputParameters = InputParameters()
+    data: Data | UnsetType = UNSET
 
 
-class RequestedOutput(Struct):
+class RequestedOutput(Struct, gc=False):
     name: str
-    parameters: Parameters = {}
+    parameters: OutputParameters = OutputParameters()
 
 
-class InferRequest(Struct):
+class InferRequest(Struct, gc=False):
     """The JSON part of a request."""
 
     inputs: list[InputTensor]
     id: str = ""
-    parameters: Parameters = {}
+    parameters: RequestParameters = RequestParameters()
     outputs: list[RequestedOutput] = []
-
-
-class OutputTensor(Struct, omit_defaults=True):
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: Parameters = {}
-    data: list[Any] | None = None
-
-
-class InferResponse(Struct, omit_defaults=True):
-    """The JSON part of a response."""
-
-    model_name: str
-    model_version: str
-    outputs: list[OutputTensor]
-    id: str = ""
 
 
 def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
@@ -80,96 +91,81 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryvie
 def decode_tensors(request: InferRequest, binary: memoryview) -> Tensors:
     """The request's inputs.
 
-    Raises BadRequest naming the input whose data do not fit its shape and datatype, Invalid for one without elements;
-    BadRequest also for what makes an answer larger than its question: an output named twice, a long id.
+    Raises BadRequest naming the input whose data do not fit its shape and datatype, Invalid for one without elements
+    and for more strings than MAX_STRINGS; BadRequest also for what makes an answer larger than its question: an output
+    named twice, a long id.
     """
     if len(request.id) > MAX_ID_CHARACTERS:
         raise BadRequest(f"id: expected at most {MAX_ID_CHARACTERS} characters")
-    if len({output.name for output in request.outputs}) != len(request.outputs):
-        raise BadRequest("outputs: one is named twice")
+    _check_names("inputs", [spec.name for spec in request.inputs])
+    _check_names("outputs", [spec.name for spec in request.outputs])
     tensors: Tensors = {}
-    offset = 0
+    offset = strings = 0
     for index, spec in enumerate(request.inputs):
         # A name is the client's own text: it is not repeated in errors.
         where = f"inputs[{index}]"
-        if spec.name in tensors:
-            raise BadRequest(f"{where}: name given twice")
         if spec.datatype not in DATATYPES:
             raise BadRequest(f"{where}: datatype: expected one of {', '.join(DATATYPES)}")
-        # Checked before anything is multiplied or printed: JSON integers may have thousands of digits.
-        if len(spec.shape) > MAX_RANK or any(not 0 <= size <= MAX_ELEMENTS for size in spec.shape):
-            raise BadRequest(f"{where}: shape: expected at most {MAX_RANK} sizes of 1 to {MAX_ELEMENTS}")
-        if prod(max(1, size) for size in spec.shape) > MAX_ELEMENTS:
-            raise BadRequest(f"{where}: shape: expected at most {MAX_ELEMENTS} elements")
-        # Beside a size of 0 any other would fit the data, also one that rows are made by.
-        if 0 in spec.shape:
-            raise Invalid(f"{where}: shape: expected no size of 0")
-        _refuse_unsupported(where, spec.parameters)
-        size = spec.parameters.get("binary_data_size")
+        shape = _shape(where, bytes(spec.shape))
+        strings += prod(shape) if spec.datatype == "BYTES" else 0
+        if strings > MAX_STRINGS:
+            raise Invalid(f"{where}: expected at most {MAX_STRINGS} BYTES elements in one request")
+        if spec.parameters.shared_memory_region is not UNSET:
+            raise BadRequest(f"{where}: parameter shared_memory_region is not supported")
+        size = spec.parameters.binary_data_size
         if size is None:
-            if spec.data is None:
+            if spec.data is UNSET:
                 raise BadRequest(f"{where}: expected `data` or the parameter `binary_data_size`")
-            tensors[spec.name] = _from_json(where, spec, spec.data)
+            tensors[spec.name] = array_of(where, spec.datatype, shape, bytes(spec.data))
             continue
-        if spec.data is not None:
+        if spec.data is not UNSET:
             raise BadRequest(f"{where}: both `data` and `binary_data_size` given")
         left = len(binary) - offset
-        if type(size) is not int or not 0 <= size <= left:
+        if size > left:
             raise BadRequest(f"{where}: binary_data_size: expected 0 to {left}, what is left of the body")
-        tensors[spec.name] = _from_binary(where, spec, binary[offset : offset + size])
+        tensors[spec.name] = _from_binary(where, spec.datatype, shape, binary[offset : offset + size])
         offset += size
     if offset != len(binary):
         raise BadRequest(f"body: {len(binary) - offset} bytes after the last tensor")
     return tensors
 
 
-def _refuse_unsupported(where: str, parameters: Parameters) -> None:
-    for name in _UNSUPPORTED:
-        if name in parameters:
-            raise BadRequest(f"{where}: parameter {name} is not supported")
+def _check_names(where: str, names: list[str]) -> None:
+    if len(names) > MAX_TENSORS or any(len(name) > MAX_NAME_CHARACTERS for name in names):
+        raise BadRequest(f"{where}: expected at most {MAX_TENSORS}, names of at most {MAX_NAME_CHARACTERS} characters")
+    if len(set(names)) != len(names):
+        raise BadRequest(f"{where}: one is named twice")
 
 
-def _from_json(where: str, spec: InputTensor, data: list[Any]) -> Array:
-    """`data` may be flat or nested as the shape says. Numbers must be of the datatype: 1.5 is no INT64."""
-    flat = data
-    if any(type(item) is list for item in data):
-        for level in range(len(spec.shape)):
-            if len(flat) != prod(spec.shape[: level + 1]):
-                raise BadRequest(f"{where}: data is not nested as shape says")
-            if level == len(spec.shape) - 1:
-                break
-            if any(type(item) is not list or len(item) != spec.shape[level + 1] for item in flat):
-                raise BadRequest(f"{where}: data is not nested as shape says")
-            flat = list(chain.from_iterable(flat))
-    if len(flat) != prod(spec.shape):
-        raise BadRequest(f"{where}: data: expected {prod(spec.shape)} elements as shape says, found {len(flat)}")
-    dtype = DATATYPES[spec.datatype]
-    if not set(map(type, flat)) <= _JSON_TYPES[dtype.kind]:
-        raise BadRequest(f"{where}: data: expected only {spec.datatype} values")
+def _shape(where: str, text: bytes) -> list[int]:
     try:
-        with np.errstate(all="ignore"):
-            array = np.array(flat, dtype)
-    except (OverflowError, ValueError):
-        raise BadRequest(f"{where}: data: a value does not fit {spec.datatype}") from None
-    # JSON has no infinities: one here is a number too large for the datatype.
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise BadRequest(f"{where}: data: a value does not fit {spec.datatype}")
-    return array.reshape(spec.shape)
+        # JSON integers may have thousands of digits, each of which costs.
+        shape = _SHAPE.decode(text) if len(text) <= MAX_SHAPE_BYTES else None
+    except msgspec.DecodeError:
+        shape = None
+    if shape is None or len(shape) > MAX_RANK:
+        raise BadRequest(f"{where}: shape: expected at most {MAX_RANK} sizes of 1 to {MAX_ELEMENTS}")
+    if prod(max(1, size) for size in shape) > MAX_ELEMENTS:
+        raise BadRequest(f"{where}: shape: expected at most {MAX_ELEMENTS} elements")
+    # Beside a size of 0 any other would fit the data, also one that rows are made by.
+    if 0 in shape:
+        raise Invalid(f"{where}: shape: expected no size of 0")
+    return shape
 
 
-def _from_binary(where: str, spec: InputTensor, raw: memoryview) -> Array:
-    count = prod(spec.shape)
-    if spec.datatype == "BYTES":
-        return _split_bytes(where, raw, count).reshape(spec.shape)
-    dtype = DATATYPES[spec.datatype]
+def _from_binary(where: str, datatype: str, shape: list[int], raw: memoryview) -> Array:
+    count = prod(shape)
+    if datatype == "BYTES":
+        return _split_bytes(where, raw, count).reshape(shape)
+    dtype = DATATYPES[datatype]
     if len(raw) != count * dtype.itemsize:
         raise BadRequest(f"{where}: expected {count * dtype.itemsize} bytes as shape says, found {len(raw)}")
-    if spec.datatype == "BOOL":
+    if datatype == "BOOL":
         flags: Array = np.frombuffer(raw, np.uint8) != 0
-        return flags.reshape(spec.shape)
+        return flags.reshape(shape)
     array = np.frombuffer(raw, dtype.newbyteorder("<"))
     # The header's length decides where a tensor starts; ONNX Runtime wants it where its elements align.
-    return np.require(array, dtype, ["A", "C"]).reshape(spec.shape)
+    return np.require(array, dtype, ["A", "C"]).reshape(shape)
 
 
 def _split_bytes(where: str, raw: memoryview, count: int) -> Array:
@@ -188,38 +184,3 @@ def _split_bytes(where: str, raw: memoryview, count: int) -> Array:
     if offset != len(raw):
         raise BadRequest(f"{where}: {len(raw) - offset} bytes after the last BYTES element")
     return elements
-
-
-def encode_response(
-    request: InferRequest, model_name: str, model_version: str, outputs: Tensors
-) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part if binary tensors follow it (None if it is JSON alone).
-
-    Honours the outputs asked for, in their order, each as JSON or binary. Raises BadRequest for an unknown one.
-    """
-    wanted = request.outputs or [RequestedOutput(name) for name in outputs]
-    binary_default = request.parameters.get("binary_data_output", False) is True
-    tensors: list[OutputTensor] = []
-    blobs: list[bytes] = []
-    for index, want in enumerate(wanted):
-        where = f"outputs[{index}]"
-        if want.name not in outputs:
-            raise BadRequest(f"{where}: unknown output; this model has {', '.join(outputs)}")
-        _refuse_unsupported(where, want.parameters)
-        array = outputs[want.name]
-        tensor = OutputTensor(want.name, datatype_of(array), list(array.shape))
-        if want.parameters.get("binary_data", binary_default) is True:
-            blobs.append(_to_binary(array))
-            tensor.parameters = {"binary_data_size": len(blobs[-1])}
-        else:
-            tensor.data = array.ravel().tolist()
-        tensors.append(tensor)
-    header = msgspec.json.encode(InferResponse(model_name, model_version, tensors, request.id))
-    return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
-
-
-def _to_binary(array: Array) -> bytes:
-    if datatype_of(array) != "BYTES":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    elements = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel()]
-    return b"".join(part for item in elements for part in (len(item).to_bytes(4, "little"), item))

@@ -1,39 +1,57 @@
-"""Open Inference Protocol v2 over HTTP: health, metadata, configuration, statistics, inference.
+"""Open Inference Protocol v2 over HTTP: health, metadata, configuration, statistics, repository index, inference.
 
 Field names follow the protocol and Triton's extensions of it, which the public `tritonclient` expects.
 """
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from app import NAME, __version__
+from app.artifact.datatypes import Tensors
 from app.artifact.manifest import TensorSpec
-from app.errors import BadRequest
-from app.http.oip.codec import InferRequest, decode_tensors, encode_response, split_body
+from app.errors import BadRequest, BodyTimeout, BodyTooLarge
+from app.http.oip.answer import classified, encode_response
+from app.http.oip.codec import InferRequest, decode_tensors, split_body
 from app.http.request import InferenceRequest, decode_json
 from app.http.response import Response as InferenceResponse
 from app.lifecycle import Lifecycle
 from app.runtime.session import Model
 from app.telemetry.metrics import Statistics
 
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
 DECODER = msgspec.json.Decoder(InferRequest)
+# Beyond that, reading a body or making an answer may take longer than a thread does to start.
+QUICK_BYTES = 32768
+MAX_INDEX_BYTES, INDEX_SECONDS = 4096, 5
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class IndexRequest(msgspec.Struct):
+    """ready: only models that are."""
+
+    ready: bool = False
+
+
+INDEX_DECODER = msgspec.json.Decoder(IndexRequest)
 
 
 async def infer(request: InferenceRequest) -> InferenceResponse:
     """Inference: JSON, or JSON followed by binary tensors."""
     predictor, path = request.predictor, request.path_params
     model = predictor.named(path["model_name"], path.get("model_version"))
-    head, binary = split_body(await request.body(), request.header(b"inference-header-content-length"))
-    content = decode_json(head, DECODER)
-    tensors = decode_tensors(content, binary)
-    _shorten_deadline(request, content.parameters.get("timeout"))
+    body, header = await request.body(), request.header(b"inference-header-content-length")
+    content, tensors = await _aside(len(body), _decode, body, header)
+    if 0 < content.parameters.timeout < (request.deadline - request.started) * 1e6:
+        request.deadline = request.started + content.parameters.timeout / 1e6
     outputs = await request.unless_client_leaves(predictor.infer(tensors, request.deadline, request.usage))
-    manifest = model.artifact.manifest
-    body, header_length = encode_response(content, manifest.name, manifest.version, outputs)
+    size_bytes = sum(array.nbytes for array in outputs.values())
+    body, header_length = await _aside(size_bytes, _encode, content, model, outputs, request.most_answer_bytes)
     headers = request.model_headers()
     if header_length is None:
         return InferenceResponse(200, body, headers)
@@ -41,13 +59,24 @@ async def infer(request: InferenceRequest) -> InferenceResponse:
     return InferenceResponse(200, body, headers, b"application/octet-stream")
 
 
-def _shorten_deadline(request: InferenceRequest, timeout_us: Any) -> None:
-    if timeout_us is None:
-        return
-    if type(timeout_us) is not int or timeout_us < 0:
-        raise BadRequest("parameters: timeout: expected microseconds")
-    if 0 < timeout_us < (request.deadline - request.started) * 1e6:
-        request.deadline = request.started + timeout_us / 1e6
+async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns; in a thread where it may take long, so that others are answered meanwhile."""
+    return work(*args, **kwargs) if size_bytes <= QUICK_BYTES else await asyncio.to_thread(work, *args, **kwargs)
+
+
+def _decode(body: bytes, header_length: str | None) -> tuple[InferRequest, Tensors]:
+    head, binary = split_body(body, header_length)
+    content = decode_json(head, DECODER)
+    return content, decode_tensors(content, binary)
+
+
+def _encode(content: InferRequest, model: Model, outputs: Tensors, most_bytes: int) -> tuple[bytes, int | None]:
+    manifest, task = model.artifact.manifest, model.task
+    for want in content.outputs:
+        if (count := want.parameters.classification) and want.name in outputs:
+            found = classified(outputs[want.name], count, manifest.labels, rows=task.by_rows)
+            outputs = outputs | {want.name: found}
+    return encode_response(content, manifest.name, manifest.version, outputs, most_bytes)
 
 
 async def server(request: Request) -> Response:
@@ -99,6 +128,29 @@ async def statistics(request: Request) -> Response:
     return JSONResponse({"model_stats": [statistics_of(model, totals)]})
 
 
+async def repository_index(request: Request) -> Response:
+    """The one model there is, and whether it is ready."""
+    body = b""
+    try:
+        async with asyncio.timeout(INDEX_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_INDEX_BYTES:
+                    raise BodyTooLarge(f"body: expected at most {MAX_INDEX_BYTES} bytes")
+    except TimeoutError:
+        raise BodyTimeout(f"body: not received in {INDEX_SECONDS} s") from None
+    only_ready = body != b"" and decode_json(body, INDEX_DECODER).ready
+    manifest, is_ready = _model(request).artifact.manifest, _lifecycle(request).ready
+    state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", _lifecycle(request).stage)
+    entry = {"name": manifest.name, "version": manifest.version, "state": state, "reason": reason}
+    return JSONResponse([entry] if is_ready or not only_ready else [])
+
+
+async def repository_change(request: Request) -> Response:
+    """Refused: what is served is checked before it is ready, and another model is another rollout."""
+    raise BadRequest("models are not loaded or unloaded at run time: roll out another artifact (APP_MODEL_DIR)")
+
+
 def configuration(model: Model, queue_rows: int) -> dict[str, Any]:
     """The model's configuration as Triton's model configuration extension words it."""
     manifest, task = model.artifact.manifest, model.task
@@ -137,7 +189,11 @@ def statistics_of(model: Model, totals: Statistics) -> dict[str, Any]:
             "success": entry(totals.succeeded, totals.succeeded_seconds),
             "fail": entry(totals.failed, totals.failed_seconds),
             "queue": entry(totals.succeeded, totals.queue_seconds),
+            "compute_input": entry(totals.succeeded, totals.input_seconds),
             "compute_infer": entry(totals.succeeded, totals.inference_seconds),
+            "compute_output": entry(totals.succeeded, totals.output_seconds),
+            "cache_hit": entry(0, 0),
+            "cache_miss": entry(0, 0),
         },
         "batch_stats": [],
     }

@@ -27,7 +27,7 @@ TASKS = {
 
 class Encoded(NamedTuple):
     """One unit of work. Units with equal `key` may share a run; `rows` is its size along the first axis, `length` a
-    row's cost beside a padded neighbour: tokens for text, 1 for tensors."""
+    row's cost beside a padded neighbour: tokens for text, for tensors how many times a golden row."""
 
     payload: Any
     length: int
@@ -47,13 +47,16 @@ class GoldenCase(NamedTuple):
 class Task(Protocol):
     """All that the gate, the predictor and the protocol ask of a task.
 
-    inputs, outputs: as clients of the Open Inference Protocol see them. batched: whether the first axis of every input
-    is rows, as Triton's model configuration means it.
+    inputs, outputs: as clients of the Open Inference Protocol see them. counts_tokens: whether a `length` is tokens;
+    else it is golden rows, and a run takes as many of these as of rows. batched: whether the first axis of every input
+    is rows, as Triton's model configuration means it. by_rows: whether a request is rows at all, each with its answer.
     """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+    counts_tokens: bool
     batched: bool
+    by_rows: bool
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """batch_rows: the most that one run takes. Raises ArtifactError for a manifest or a file that does not fit."""

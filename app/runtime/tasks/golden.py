@@ -19,6 +19,7 @@ class TextGate:
     outputs: Sequence[TensorSpec]
     _output: TensorSpec
     _examples: Sequence[GoldenText]
+    _shared: bool
     _where: Path
     _model_path: Path
 
@@ -32,8 +33,9 @@ class TextGate:
 
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """One short text, and as many as a run takes of the greatest length that it takes."""
-        longest = min(self.max_tokens, max(1, batch_tokens // batch_rows))
-        return self._golden_units()[:1], [Encoded(self._filler(longest), longest)] * batch_rows
+        rows = batch_rows if self._shared else 1
+        longest = min(self.max_tokens, max(1, batch_tokens // rows))
+        return self._golden_units()[:1], [Encoded(self._filler(longest), longest)] * rows
 
     def _filler(self, length: int) -> Any:
         """A payload of so many tokens. Of real ones: models may tell positions by which tokens are no padding."""

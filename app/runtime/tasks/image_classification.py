@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -29,8 +30,9 @@ DECODED_AT_ONCE = 2
 class ImageClassification:
     """See `app.runtime.tasks.Task`."""
 
+    counts_tokens = False
     # Its rows are the only axis, which Triton's batching would leave out of the shapes.
-    batched = False
+    batched, by_rows = False, True
     inputs: Sequence[TensorSpec] = (TensorSpec("image", "BYTES", [-1]),)
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
@@ -61,7 +63,7 @@ class ImageClassification:
             )
         if 0 in image.std:
             raise ArtifactError(f"{where}: image.std: expected no 0")
-        self._image, self._input, self._dtype = image, spec.name, kind
+        self._image, self._input, self._dtype, self._shared = image, spec.name, kind, manifest.batching
         self._filter = PIL.Image.Resampling[image.resample.upper()]
         self._mean, self._std = np.array(image.mean, np.float32), np.array(image.std, np.float32)
         self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
@@ -87,7 +89,10 @@ class ImageClassification:
 
     def encode(self, inputs: Sequence[bytes]) -> list[Encoded]:
         """One unit per file, in order. Raises Invalid for what is no JPEG or PNG, BodyTooLarge for too many pixels."""
-        return [Encoded(self._pixels(index, file), 1) for index, file in enumerate(inputs)]
+        return [
+            Encoded(self._pixels(index, file), 1, 1, None if self._shared else uuid4().bytes)
+            for index, file in enumerate(inputs)
+        ]
 
     def _pixels(self, index: int, file: bytes) -> Array:
         from PIL.ImageOps import exif_transpose
@@ -136,7 +141,7 @@ class ImageClassification:
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """The first golden image alone, and as often as a run takes it."""
         units = self.golden()[0].units
-        return units, units * batch_rows
+        return units, units * (batch_rows if self._shared else 1)
 
     def check(self, infer: Callable[[Tensors], Tensors]) -> None:
         """Raises ArtifactError unless golden images' scores are what the manifest says they are."""

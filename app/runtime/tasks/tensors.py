@@ -1,6 +1,7 @@
 """Any model by its own inputs and outputs. A payload is inputs by name, [rows, ...]; a result outputs by name."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,9 +13,15 @@ from app.artifact.manifest import MANIFEST, Artifact, TensorSpec
 from app.errors import ArtifactError, Invalid
 from app.runtime.tasks import Encoded, GoldenCase
 
+# How large a row may be that no manifest bounds: so many times the golden one, or so many elements.
+LARGE_ROW_RATIO = 8
+LARGE_ROW_ELEMENTS = 2048
+
 
 class TensorTask:
     """See `app.runtime.tasks.Task`."""
+
+    counts_tokens = False
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """Raises ArtifactError if the manifest has no golden file."""
@@ -24,9 +31,14 @@ class TensorTask:
             raise ArtifactError(f"{where}: `golden.file`: expected an .npz file for task {manifest.task}, found none")
         self.inputs: Sequence[TensorSpec] = manifest.inputs
         self.outputs: Sequence[TensorSpec] = manifest.outputs
-        self.batched = manifest.batching
+        self.batched = self.by_rows = manifest.batching
         self._batch_rows = batch_rows
         self._golden_path, self._golden_outputs = artifact.path(manifest.golden.file), manifest.outputs
+        self._row_elements = self._max_row_elements = 0
+        if any(-1 in self._row(spec.shape) for spec in self.inputs):
+            self._row_elements = max(1, self._elements(self._golden_inputs(load_arrays(self._golden_path))))
+            most = max(LARGE_ROW_RATIO * self._row_elements, LARGE_ROW_ELEMENTS)
+            self._max_row_elements = manifest.max_row_elements or most
 
     def read(self, tensors: Tensors) -> Tensors:
         """The tensors, their strings decoded. Raises Invalid for a missing one or another datatype."""
@@ -56,19 +68,40 @@ class TensorTask:
             raise Invalid(f"inputs: expected just {sorted(spec.name for spec in self.inputs)}, found {len(inputs)}")
         for spec in self.inputs:
             _check_shape(spec, inputs[spec.name].shape)
+        length = self._length(inputs)
         if not self.batched:
-            return [Encoded(inputs, 1, 1, key=uuid4().bytes)]
+            return [Encoded(inputs, length, 1, key=uuid4().bytes)]
         sizes = {array.shape[0] for array in inputs.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise Invalid(f"inputs: expected the same first dimension of at least 1 in all, found {sorted(sizes)}")
-        rows, most = sizes.pop(), self._batch_rows
+        rows = sizes.pop()
+        most = max(1, self._batch_rows // length)
         key = tuple(inputs[spec.name].shape[1:] for spec in self.inputs)
         return [
             Encoded(
-                {name: array[start : start + most] for name, array in inputs.items()}, 1, min(most, rows - start), key
+                {name: array[start : start + most] for name, array in inputs.items()},
+                length,
+                min(most, rows - start),
+                key,
             )
             for start in range(0, rows, most)
         ]
+
+    def _row(self, shape: Sequence[int]) -> Sequence[int]:
+        return shape[1:] if self.batched else shape
+
+    def _elements(self, inputs: Tensors) -> int:
+        return sum(prod(self._row(array.shape)) for array in inputs.values())
+
+    def _length(self, inputs: Tensors) -> int:
+        """How many golden rows one of these costs. Raises Invalid for one that is larger than any may be."""
+        if not self._row_elements:
+            return 1
+        elements = self._elements(inputs)
+        if elements > self._max_row_elements:
+            most = self._max_row_elements
+            raise Invalid(f"inputs: expected at most {most} elements in a row of all inputs together, found {elements}")
+        return -(-elements // self._row_elements) or 1
 
     def assemble(self, payloads: Sequence[Any]) -> Tensors:
         return _joined(payloads)
@@ -103,15 +136,21 @@ class TensorTask:
 
     def golden(self) -> list[GoldenCase]:
         """The arrays `input.NAME` and `output.NAME` of the golden file. Raises ArtifactError if one is missing."""
-        path = self._golden_path
-        arrays = load_arrays(path)
-        for prefix, specs in (("input", self.inputs), ("output", self._golden_outputs)):
-            for spec in specs:
-                if f"{prefix}.{spec.name}" not in arrays:
-                    raise ArtifactError(f"{path}: expected an array {prefix}.{spec.name}, found {sorted(arrays)}")
-        inputs = {spec.name: as_model_input(arrays[f"input.{spec.name}"], spec.datatype) for spec in self.inputs}
-        expected = {spec.name: arrays[f"output.{spec.name}"] for spec in self._golden_outputs}
-        return [GoldenCase(path.name, self.encode(inputs), expected)]
+        arrays = load_arrays(self._golden_path)
+        inputs = self._golden_inputs(arrays)
+        expected = {spec.name: self._golden_array(arrays, f"output.{spec.name}") for spec in self._golden_outputs}
+        return [GoldenCase(self._golden_path.name, self.encode(inputs), expected)]
+
+    def _golden_inputs(self, arrays: Tensors) -> Tensors:
+        return {
+            spec.name: as_model_input(self._golden_array(arrays, f"input.{spec.name}"), spec.datatype)
+            for spec in self.inputs
+        }
+
+    def _golden_array(self, arrays: Tensors, name: str) -> Array:
+        if name not in arrays:
+            raise ArtifactError(f"{self._golden_path}: expected an array {name}, found {sorted(arrays)}")
+        return arrays[name]
 
 
 def load_arrays(path: Path) -> Tensors:

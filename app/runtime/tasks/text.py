@@ -6,6 +6,7 @@ A payload is a list of token ids, unless a task needs more of a text; then its i
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -29,8 +30,9 @@ NOT_UNICODE = "text: expected valid Unicode without lone surrogates"
 class TextTask(TextGate):
     """Base of the tasks with text; see `app.runtime.tasks.Task`. They add `outputs`, `split` and `respond`."""
 
+    counts_tokens = True
     # Its rows are the only axis, which Triton's batching would leave out of the shapes.
-    batched = False
+    batched, by_rows = False, True
     inputs: Sequence[TensorSpec] = (TensorSpec("text", "BYTES", [-1]),)
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
@@ -46,7 +48,7 @@ class TextTask(TextGate):
         self._tokenizer, self._pad_id = _load_tokenizer(artifact.path(manifest.tokenizer_file or ""), self.max_tokens)
         # The fast one finds no offsets. Unlike `encode`, both let the event loop go on.
         self._encode_batch = self._tokenizer.encode_batch_fast
-        self._output = manifest.outputs[0]
+        self._output, self._shared = manifest.outputs[0], manifest.batching
         self._dtypes = {spec.name: DTYPES[spec.datatype] for spec in manifest.inputs}
         unknown = set(self._dtypes) - {"input_ids", "attention_mask", "token_type_ids"}
         if unknown or "input_ids" not in self._dtypes:
@@ -89,7 +91,7 @@ class TextTask(TextGate):
         except (UnicodeError, TypeError):
             raise Invalid(NOT_UNICODE) from None
         payload = self.payload(encoding, inputs[0])
-        return [Encoded(payload, len(encoding), truncated=bool(encoding.overflowing))]
+        return [Encoded(payload, len(encoding), 1, self._key(), bool(encoding.overflowing))]
 
     def encode_all(self, inputs: Sequence[Any]) -> list[Encoded]:
         """As `encode`, of inputs that are not blank."""
@@ -110,12 +112,15 @@ class TextTask(TextGate):
             more = self._encode_batch([self.start_of(texts[i], cut) for i in rest])
             for i, encoding in zip(rest, more, strict=True):
                 encodings[i] = encoding
-        return [
-            Encoded(
-                self.payload(encoding, text), len(encoding), truncated=bool(encoding.overflowing) or characters > cut
-            )
-            for text, characters, encoding in zip(texts, sizes, encodings, strict=True)
-        ]
+        units = []
+        for text, size, encoding in zip(texts, sizes, encodings, strict=True):
+            truncated = bool(encoding.overflowing) or size > cut
+            units.append(Encoded(self.payload(encoding, text), len(encoding), 1, self._key(), truncated))
+        return units
+
+    def _key(self) -> bytes | None:
+        """A run of its own for each row of a model whose rows do not answer the same beside others."""
+        return None if self._shared else uuid4().bytes
 
     def characters(self, text: Any) -> int:
         """How long one of the inputs is."""

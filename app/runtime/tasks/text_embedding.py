@@ -49,7 +49,9 @@ class TextEmbedding(TextTask):
             raise ValueError("model output: expected finite embeddings")
         return found
 
-    def embeddings(self, results: Sequence[Any], *, normalize: bool | None = None) -> NDArray[np.float32]:
+    def embeddings(
+        self, units: Sequence[Encoded], results: Sequence[Any], *, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
         """One vector a row. normalize: to length 1; None: as the manifest says."""
         found: NDArray[np.float32] = np.stack(results)
         if self._normalize if normalize is None else normalize:
@@ -59,4 +61,4 @@ class TextEmbedding(TextTask):
 
     def respond(self, units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
         """`embedding` FP32 [rows, dimensions]."""
-        return {"embedding": self.embeddings(results)}
+        return {"embedding": self.embeddings(units, results)}

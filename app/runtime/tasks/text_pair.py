@@ -87,14 +87,14 @@ class TextPair(TextTask):
                 f"scores lie in {found.min():.4g} … {found.max():.4g}; found probabilities"
             )
 
-    def scored(self, results: Sequence[Any], *, raw: bool = False) -> NDArray[np.float32]:
+    def scored(self, units: Sequence[Encoded], results: Sequence[Any], *, raw: bool = False) -> NDArray[np.float32]:
         """One score a pair. raw: as the model gives it, whatever `scores` says."""
         found = np.array(results, np.float32)
         return sigmoid(found) if self._scores == "sigmoid" and not raw else found
 
     def respond(self, units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
         """`score` FP32 [rows]."""
-        return {"score": self.scored(results)}
+        return {"score": self.scored(units, results)}
 
     def text_of(self, example: GoldenText) -> Pair:
         if example.text_pair is None:

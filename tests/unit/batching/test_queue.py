@@ -69,9 +69,6 @@ class Seen:
     row: QueueEntry
     # Place in the order of arrival.
     order: int
-    # Batches formed since it came, and those of them that held a younger row: those passed it over.
-    batches: int = 0
-    passed: int = 0
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -82,11 +79,12 @@ class QueueMachine(RuleBasedStateMachine):
     @initialize(
         batch_rows=st.integers(1, 5),
         batch_tokens=st.integers(4, 60),
-        queue_rows=st.integers(1, 6),
         overhead_tokens=st.sampled_from([0, 3, 10, inf]),
+        window_tokens=st.sampled_from([0, 5, 20, 50, inf]),
     )
-    def create(self, batch_rows: int, batch_tokens: int, queue_rows: int, overhead_tokens: float) -> None:
-        self.queue = RowQueue(batch_rows, batch_tokens, queue_rows, overhead_tokens)
+    def create(self, batch_rows: int, batch_tokens: int, overhead_tokens: float, window_tokens: float) -> None:
+        self.queue = RowQueue(batch_rows, batch_tokens, overhead_tokens)
+        self.window_tokens = window_tokens
         self.waiting: list[Seen] = []
         self.pushed = 0
         self.returned: set[int] = set()
@@ -122,7 +120,7 @@ class QueueMachine(RuleBasedStateMachine):
     def take(self, idle: int) -> None:
         live = self.live()
         waiting = self.queue.tokens
-        batch = self.queue.take(idle)
+        batch = self.queue.take(idle, self.window_tokens)
         if not live:
             assert batch == []
             self.waiting = []
@@ -140,11 +138,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.settle(batch)
 
     def check_choice(self, head: QueueEntry, batch: list[QueueEntry], live: list[QueueEntry], share: float) -> None:
-        waited = next(seen.batches for seen in self.waiting if seen.row is head)
-        left = [row for row in live if row.unit.key == head.unit.key and row not in batch]
-        if waited >= self.queue.max_passed and batch == live[: len(batch)]:
-            return  # in order of age, as it may be when the oldest has waited that long
-
+        assert all(self.in_window(row, live) for row in batch), "a row too young was taken"
+        # The dead ones that were not met yet take their place in the window.
+        inside = [row for row in live if self.in_window(row, [seen.row for seen in self.waiting])]
+        left = [row for row in inside if row.unit.key == head.unit.key and row not in batch]
         shortest, longest = min(row.unit.length for row in batch), max(row.unit.length for row in batch)
         rows = size(batch)[0]
         assert not any(shortest < row.unit.length < longest for row in left), "a row closer in length was left"
@@ -165,16 +162,18 @@ class QueueMachine(RuleBasedStateMachine):
             cost <= self.queue.overhead_tokens and fits([*batch, row], self.queue, share) for cost, row in neighbours
         ), "room was left in the batch"
 
+    def in_window(self, row: QueueEntry, rows: list[QueueEntry]) -> bool:
+        """Whether those of `rows` that are older leave room for it in the window."""
+        older = rows[: rows.index(row)]
+        return size(older)[1] < self.window_tokens or len(older) < self.queue.batch_rows
+
     def settle(self, batch: list[QueueEntry]) -> None:
-        youngest = max(seen.order for seen in self.waiting if seen.row in batch)
         left = []
         for seen in self.waiting:
             if seen.row in batch:
                 assert seen.order not in self.returned
                 self.returned.add(seen.order)
                 continue
-            seen.batches += 1
-            seen.passed += seen.order < youngest
             left.append(seen)
         self.waiting = left
 
@@ -200,12 +199,6 @@ class QueueMachine(RuleBasedStateMachine):
         if not self.deaths:
             assert (self.queue.rows, self.queue.tokens) == (rows, tokens)
 
-    @invariant()
-    def nobody_is_passed_over_for_ever(self) -> None:
-        if hasattr(self, "queue"):
-            live = [seen for seen in self.waiting if not seen.row.future.done()]
-            assert all(seen.passed <= self.queue.max_passed for seen in live)
-
     def teardown(self) -> None:
         if not hasattr(self, "queue"):
             return
@@ -230,7 +223,7 @@ TestAnyInterleaving.settings = settings(UNHURRIED, max_examples=200, stateful_st
 def test_emptying_a_queue_returns_every_live_row_once_and_no_dead_one(
     lengths: list[int], batch_rows: int, batch_tokens: int, data: st.DataObject
 ) -> None:
-    queue = RowQueue(batch_rows, batch_tokens, len(lengths))
+    queue = RowQueue(batch_rows, batch_tokens)
     rows = fill(queue, *lengths)
     dead = data.draw(st.sets(st.sampled_from(range(len(rows)))))
     for index in dead:
@@ -245,96 +238,74 @@ def test_emptying_a_queue_returns_every_live_row_once_and_no_dead_one(
 
 
 @UNHURRIED
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=40), st.integers(1, 5))
-def test_batches_of_one_come_in_order_of_age(lengths: list[int], queue_rows: int) -> None:
-    queue = RowQueue(1, 10_000, queue_rows)
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=40))
+def test_batches_of_one_come_in_order_of_age(lengths: list[int]) -> None:
+    queue = RowQueue(1, 10_000)
     rows = fill(queue, *lengths)
     assert [queue.take() for _ in rows] == [[row] for row in rows]
 
 
 @UNHURRIED
 @given(st.integers(2, 6), st.integers(1, 40), st.lists(st.integers(1, 9), min_size=1, max_size=4))
-def test_a_row_is_passed_over_a_bounded_number_of_times_by_a_stream_that_never_ends(
-    batch_rows: int, queue_rows: int, steps: list[int]
+def test_a_stream_that_never_ends_passes_a_row_over_only_while_older_ones_are_served(
+    batch_rows: int, ahead: int, steps: list[int]
 ) -> None:
-    queue = RowQueue(batch_rows, 10**9, queue_rows)
+    queue = RowQueue(batch_rows, 10**9)
     # Older rows, far from each other in length, each to find younger neighbours of just its own length.
-    older = [100 * (index + 1) for index in range(queue.max_passed + 10)]
+    older = [100 * (index + 1) for index in range(ahead)]
     fill(queue, *older)
     (victim,) = fill(queue, 10**6)
-    youngest = fill(queue, *[length for length in older for _ in range(batch_rows - 1)])
-    passed = taken = 0
-    waits = True
-    while waits:
-        batch = queue.take()
-        waits = victim not in batch
-        taken += 1
-        if waits:
-            passed += any(row in youngest for row in batch)
-        # The stream goes on.
-        youngest += fill(queue, *[steps[taken % len(steps)] * 100] * batch_rows)
-    assert passed <= queue.max_passed
+    fill(queue, *[length for length in older for _ in range(batch_rows - 1)])
+    served = 0
+    while victim not in queue.take(window_tokens=sum(older)):
+        served += 1
+        fill(queue, *[steps[served % len(steps)] * 100] * batch_rows)
+    assert served <= ahead
 
 
-def test_a_stream_of_close_neighbours_passes_a_row_over_exactly_as_often_as_is_allowed() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=10**9, queue_rows=8)
-    assert queue.max_passed == 8
-    lengths = [100 * (index + 1) for index in range(20)]
-    older = fill(queue, *lengths)
-    fill(queue, 1)
-    younger = fill(queue, *lengths)
-    pairs = [queue.take() for _ in range(queue.max_passed)]
-    assert pairs == [[older[index], younger[index]] for index in range(queue.max_passed)]
-    # From here on by age alone: the oldest two, although a younger one is closer.
-    assert queue.take() == older[8:10]
+def test_a_batch_is_chosen_from_the_oldest_rows() -> None:
+    queue = RowQueue(batch_rows=2, batch_tokens=10**9)
+    rows = fill(queue, 10, 30, 50, 70, 11, 10)
+    # The fifth would fit better, but 10 + 30 + 50 are as many tokens as the window has.
+    assert queue.take(window_tokens=90) == rows[:2]
+    # 50 + 70 are, too.
+    assert queue.take(window_tokens=120) == rows[2:4]
+    assert queue.take(window_tokens=120) == [rows[5], rows[4]]
 
 
-@pytest.mark.parametrize(("key", "length"), [("same", 30), ("another", 10)], ids=["too long", "another key"])
-def test_in_order_of_age_nobody_passes_the_first_row_that_may_not_share_the_run(key: str, length: int) -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=40, queue_rows=1)
-    queue.max_passed = 0
-    old, odd, young = row_of(10, key="same"), row_of(length, key=key), row_of(10, key="same")
-    for row in (old, odd, young):
-        queue.push(row)
-    assert queue.take() == [old]
-    assert odd in queue.take()
-
-
-def test_in_order_of_age_dead_rows_take_no_room() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=40, queue_rows=1)
-    queue.max_passed = 0
-    rows = fill(queue, 10, 30, 30, 10)
-    rows[1].future.ended = rows[2].future.ended = True
-    assert queue.take() == [rows[0], rows[3]]
+def test_a_window_has_room_for_a_batch_whatever_its_tokens() -> None:
+    queue = RowQueue(batch_rows=4, batch_tokens=10**9)
+    rows = fill(queue, 50, 50, 50, 50, 50)
+    assert queue.take(window_tokens=0) == rows[:4]
 
 
 def test_the_head_takes_the_rows_closest_to_it_in_length() -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=10_000, queue_rows=100)
+    queue = RowQueue(batch_rows=4, batch_tokens=10_000)
     fill(queue, 50, 9, 48, 200, 53, 51, 90)
     assert lengths_of(queue.take()) == [48, 50, 51, 53]
 
 
 def test_the_shorter_of_two_rows_equally_close_is_taken() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=10_000, queue_rows=100)
+    queue = RowQueue(batch_rows=2, batch_tokens=10_000)
     fill(queue, 50, 52, 48)
     assert lengths_of(queue.take()) == [48, 50]
 
 
 def test_a_row_that_would_pad_the_batch_beyond_its_token_limit_is_left() -> None:
-    queue = RowQueue(batch_rows=8, batch_tokens=64, queue_rows=100)
+    queue = RowQueue(batch_rows=8, batch_tokens=64)
     fill(queue, 16, 16, 16, 17, 17)
     assert lengths_of(queue.take()) == [16, 16, 16]
 
 
 def test_a_batch_may_fill_its_limits_exactly() -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=64, queue_rows=100)
+    queue = RowQueue(batch_rows=4, batch_tokens=64)
     fill(queue, *[16] * 9)
     assert [len(queue.take()) for _ in range(3)] == [4, 4, 1]
 
 
 @pytest.mark.parametrize(("length", "rows"), [(1000, 1), (1, 1000), (1000, 1000)])
 def test_a_unit_larger_than_any_batch_runs_alone(length: int, rows: int) -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=64, queue_rows=2000)
+    queue = RowQueue(batch_rows=4, batch_tokens=64)
     small, large = row_of(1), row_of(length, rows)
     queue.push(large)
     queue.push(small)
@@ -343,7 +314,7 @@ def test_a_unit_larger_than_any_batch_runs_alone(length: int, rows: int) -> None
 
 
 def test_a_unit_of_several_rows_counts_as_many() -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=4, batch_tokens=1000)
     for rows in (3, 2, 1):
         queue.push(row_of(1, rows))
     assert queue.rows == 6
@@ -351,14 +322,14 @@ def test_a_unit_of_several_rows_counts_as_many() -> None:
 
 
 def test_rows_of_different_keys_never_share_a_batch() -> None:
-    queue = RowQueue(batch_rows=8, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=8, batch_tokens=1000)
     for index in range(6):
         queue.push(row_of(5, key=("shape", index % 2)))
     assert [[row.unit.key[1] for row in queue.take()] for _ in range(2)] == [[0, 0, 0], [1, 1, 1]]
 
 
 def test_dead_rows_take_no_room_in_a_batch() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=2, batch_tokens=1000)
     rows = fill(queue, 5, 5, 5, 5)
     rows[1].future.ended = rows[2].future.ended = True
     assert queue.take() == [rows[0], rows[3]]
@@ -369,7 +340,7 @@ def test_dead_rows_take_no_room_in_a_batch() -> None:
 def test_discarded_rows_free_their_place_at_once_and_the_others_are_served(
     lengths: list[int], data: st.DataObject
 ) -> None:
-    queue = RowQueue(batch_rows=4, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=4, batch_tokens=1000)
     rows = fill(queue, *lengths)
     batch = queue.take()
     gone = data.draw(st.lists(st.sampled_from(rows)))
@@ -384,7 +355,7 @@ def test_discarded_rows_free_their_place_at_once_and_the_others_are_served(
 
 
 def test_a_row_joins_while_its_padding_costs_less_than_a_run_of_its_own() -> None:
-    queue = RowQueue(batch_rows=8, batch_tokens=1000, queue_rows=100, overhead_tokens=10)
+    queue = RowQueue(batch_rows=8, batch_tokens=1000, overhead_tokens=10)
     rows = fill(queue, 20, 40, 12, 22, 9)
     # 22 pads one row by 2, 12 is padded by 10; 9 would be by 13, and 40 would pad three rows by 18 each.
     assert sorted(row.unit.length for row in queue.take()) == [12, 20, 22]
@@ -394,13 +365,13 @@ def test_a_row_joins_while_its_padding_costs_less_than_a_run_of_its_own() -> Non
 
 def test_idle_runners_share_what_waits_when_a_share_is_worth_a_run() -> None:
     for overhead_tokens, expected in ((5, 2), (20, 2), (40, 4), (inf, 4)):
-        queue = RowQueue(batch_rows=8, batch_tokens=1000, queue_rows=100, overhead_tokens=overhead_tokens)
+        queue = RowQueue(batch_rows=8, batch_tokens=1000, overhead_tokens=overhead_tokens)
         fill(queue, 10, 10, 10, 10)
         assert len(queue.take(idle=1)) == expected
 
 
 def test_a_queue_of_the_dead_is_empty_once_looked_at() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=2, batch_tokens=1000)
     for row in fill(queue, 1, 2, 3):
         row.future.ended = True
     assert queue.take() == []
@@ -408,7 +379,7 @@ def test_a_queue_of_the_dead_is_empty_once_looked_at() -> None:
 
 
 def test_a_full_batch_does_not_wait_for_more_rows() -> None:
-    queue = RowQueue(batch_rows=2, batch_tokens=1000, queue_rows=100)
+    queue = RowQueue(batch_rows=2, batch_tokens=1000)
     now = 10.0**12  # far ahead of the clock: the rows have just come
     queue.push(row_of(1, submitted=now))
     assert queue.fill_delay(3600) > 0
@@ -417,7 +388,7 @@ def test_a_full_batch_does_not_wait_for_more_rows() -> None:
 
 
 def test_a_batch_that_is_full_by_tokens_does_not_wait_for_more_rows() -> None:
-    queue = RowQueue(batch_rows=8, batch_tokens=512, queue_rows=100)
+    queue = RowQueue(batch_rows=8, batch_tokens=512)
     now = 10.0**12
     queue.push(row_of(256, submitted=now))
     assert queue.fill_delay(3600) > 0
@@ -426,7 +397,7 @@ def test_a_batch_that_is_full_by_tokens_does_not_wait_for_more_rows() -> None:
 
 
 def test_a_row_that_has_waited_its_delay_is_taken_alone() -> None:
-    queue = RowQueue(batch_rows=8, batch_tokens=512, queue_rows=100)
+    queue = RowQueue(batch_rows=8, batch_tokens=512)
     queue.push(row_of(1, submitted=-(10.0**9)))
     assert queue.fill_delay(3600) == 0
 

@@ -17,12 +17,12 @@ from app.http.routes import ROUTES, Route
 from app.runtime.session import Model
 from tests.process import BUNDLED
 from tests.unit.http.asgi import PREDICT, Client, Served, held, until
-from tests.unit.http.test_connection import connected
+from tests.unit.http.test_connection import connected, leave
 
 MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 KEY, ORIGIN = "a-key", "https://shop.example"
-# Of what is asked for here: 404 is a route of another task, 422 one that takes another body.
-ANSWERS = (200, 404, 422)
+# Of what is asked for here: 404 is a route of another task, 400 and 422 one that takes another body.
+ANSWERS = (200, 400, 404, 422)
 PAGES = ("/docs", "/openapi.json", "/nowhere")
 
 
@@ -157,7 +157,7 @@ async def test_a_connection_that_is_lost_is_noticed_with_and_without_a_middlewar
             async with connected(served.app) as (_, writer):
                 writer.write(head % len(PREDICT) + PREDICT)
                 await until(lambda: model.entered)
-                writer.transport.abort()
+                leave(writer)
                 await until(lambda: served.requests(499) == 1)
                 assert served.in_flight == 0
         assert [line["event"] for line in lines] == ["request"]

@@ -2,9 +2,14 @@
 
 import asyncio
 import inspect
+import re
+import socket
+import struct
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,8 +22,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from app.http import connection as protocol
-from app.http.connection import HttpProtocol
+from app.errors import SHED_REASONS
+from app.http.connection import limits, protocol
+from app.http.connection.limits import ConnectionLimits
+from app.http.connection.protocol import HttpProtocol
 from app.http.request import CONNECTION
 from app.http.server import listen, uvicorn_config
 from tests.process import ROOT
@@ -42,21 +49,52 @@ def whole_answer(body: bytes, *headers: tuple[bytes, bytes], status: int = 200) 
     return app
 
 
+def leave(writer: asyncio.StreamWriter) -> None:
+    """Resets the connection, which is no client's way to say that it has sent all."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+class Shed:
+    """Counts connections that were ended, by reason."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(SHED_REASONS, 0)
+        self._asked = ""
+
+    def __getitem__(self, reason: str) -> "Shed":
+        self._asked = reason
+        return self
+
+    def inc(self) -> None:
+        self.counts[self._asked] += 1
+
+
 @asynccontextmanager
-async def connected(app=answer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    sock = listen("127.0.0.1", 0)
-    config = uvicorn_config(app)
+async def listening(app=answer, max_connections: int = 1000) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
+    """The address of a server of this protocol, and what it shed."""
+    sock, shed = listen("127.0.0.1", 0), Shed()
+    config = uvicorn_config(app, ConnectionLimits(max_connections, shed))
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
-    reader, writer = await asyncio.open_connection(*sock.getsockname())
     try:
         async with asyncio.timeout(30):
-            yield reader, writer
+            yield sock.getsockname(), shed
     finally:
-        writer.close()
         running.should_exit = True
         await task
+
+
+@asynccontextmanager
+async def connected(app=answer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async with listening(app) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
 
 
 # --- waiting for a head -----------------------------------------------------------------------------------------------
@@ -73,7 +111,7 @@ class HeadTimers:
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         handle = self._call_later(delay, callback, *args, **kwargs)
         if delay in (protocol.HEAD_SECONDS, protocol.WRITE_SECONDS):
-            self._handles.append((handle, callback))
+            self._handles.append((handle, partial(callback, *args)))
         return handle
 
     @property
@@ -336,8 +374,221 @@ async def test_who_asks_is_told_when_the_client_leaves() -> None:
         writer.write(HEAD + b"\r\n")
         await asked.wait()
         assert not lost.is_set()
-        writer.close()
+        leave(writer)
         await lost.wait()
+
+
+# --- half-closed, pipelined, host ------------------------------------------------------------------------------------
+
+
+async def held_answer(scope, receive, send) -> None:
+    """ASGI: 200 with the path, once its gate is open."""
+    await GATES[scope["path"]].wait()
+    body = scope["path"].encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+GATES: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+
+@pytest.fixture(autouse=True)
+def gates() -> Iterator[dict[str, asyncio.Event]]:
+    GATES.clear()
+    yield GATES
+    GATES.clear()
+
+
+def get(path: str, more: str = "host: x\r\n", version: str = "1.1") -> bytes:
+    return f"GET {path} HTTP/{version}\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize("paths", [("/a",), ("/a", "/b"), ("/a", "/b", "/c")])
+async def test_a_client_that_has_sent_all_and_says_so_gets_its_answers(
+    paths: tuple[str, ...], gates: dict[str, asyncio.Event]
+) -> None:
+    async with connected(held_answer) as (reader, writer):
+        writer.write(b"".join(map(get, paths)))
+        writer.write_eof()
+        for path in paths:
+            await turns_until(partial(gates.__contains__, path))
+            await asyncio.sleep(3 * limits.BEAT_SECONDS)
+            gates[path].set()
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 200 OK") == len(paths)
+    assert answers.endswith(paths[-1].encode())
+    assert answers.count(b"connection: close") == 1
+
+
+async def test_a_client_that_closes_its_side_later_has_left(gates: dict[str, asyncio.Event]) -> None:
+    lost, asked = asyncio.Event(), []
+
+    async def watching(scope, receive, send) -> None:
+        scope["extensions"][CONNECTION].on_lost = lost.set
+        asked.append(scope["extensions"][CONNECTION])
+        await lost.wait()
+
+    async with connected(watching) as (reader, writer):
+        writer.write(get("/"))
+        await turns_until(lambda: bool(asked) and asked[0].since_request() >= limits.BEATS)
+        writer.write_eof()
+        await lost.wait()
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"content-length: 2\r\n\r\n1"])
+async def test_a_client_that_closes_its_side_before_a_whole_request_is_not_waited_for(sent: bytes) -> None:
+    async with connected(held_answer) as (reader, writer):
+        writer.write(sent)
+        writer.write_eof()
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\0\0\0\r\n\r\n", get("/c", more=""), b"GET /c HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 101,
+            b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n"],
+    ids=["no HTTP", "no host", "many headers", "a broken body"],
+)  # fmt: skip
+async def test_the_error_of_a_bad_request_comes_behind_the_answers_to_those_before(
+    bad: bytes, gates: dict[str, asyncio.Event]
+) -> None:
+    async with connected(held_answer) as (reader, writer):
+        writer.write(get("/a") + get("/b") + bad + get("/d"))
+        await turns_until(lambda: "/a" in gates)
+        gates["/b"].set()
+        gates["/a"].set()
+        answers = await reader.read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"400"]
+    assert answers.index(b"/a") < answers.index(b"/b") < answers.index(b'{"error":')
+    assert "/d" not in gates
+
+
+async def test_requests_that_wait_behind_one_are_counted(gates: dict[str, asyncio.Event]) -> None:
+    async with connected(held_answer) as (reader, writer):
+        writer.write(b"".join(get(f"/{number}") for number in range(100)))
+        await turns_until(lambda: "/0" in gates)
+        for number in range(100):
+            gates[f"/{number}"].set()
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 200 OK") == 1 + protocol.MAX_PIPELINED
+    assert answers.count(b"HTTP/1.1 400 Bad Request") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (get("/"), b"204"),
+        (get("/", "Host: x\r\n"), b"204"),
+        (get("/", ""), b"400"),
+        (get("/", "host: x\r\nhost: x\r\n"), b"400"),
+        (get("/", "", "1.0"), b"204"),
+        (get("/", "host: x\r\nhost: y\r\n", "1.0"), b"400"),
+    ],
+)
+async def test_a_request_names_its_host_once(head: bytes, status: bytes) -> None:
+    async with connected() as (reader, writer):
+        writer.write(head)
+        assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == status
+
+
+# --- limits that connections share ------------------------------------------------------------------------------------
+
+Client = Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """Opens connections, which end with the test."""
+    writers = []
+
+    async def connect(*args: Any, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*args, **kwargs)
+        writers.append(writer)
+        return reader, writer
+
+    yield connect
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(0)
+
+
+async def test_too_many_connections_cost_the_one_that_has_been_idle_for_longest(
+    gates: dict[str, asyncio.Event],
+    client: Client,
+) -> None:
+    async with listening(held_answer, max_connections=3) as (address, shed):
+        opened = []
+        for path in ("/busy", "/answered", "/fresh"):
+            reader, writer = await client(*address)
+            opened.append((reader, writer))
+            writer.write(get(path))
+            await turns_until(partial(gates.__contains__, path))
+            if path != "/busy":
+                gates[path].set()
+                assert (await reader.readuntil(path.encode())).startswith(b"HTTP/1.1 200")
+        reader, writer = await client(*address)
+        assert await opened[1][0].read() == b""
+        assert shed.counts == {"count": 1, "memory": 0, "unread": 0}
+        gates["/busy"].set()
+        await opened[0][0].readuntil(b"/busy")
+        gates["/last"].set()
+        for reading, writing in [opened[0], opened[2], (reader, writer)]:
+            writing.write(get("/last"))
+            await reading.readuntil(b"/last")
+
+
+async def test_where_all_connections_are_busy_the_newest_gives_way(
+    gates: dict[str, asyncio.Event], client: Client
+) -> None:
+    async with listening(held_answer, max_connections=2) as (address, shed):
+        busy = [await client(*address) for _ in range(2)]
+        for number, (_, writer) in enumerate(busy):
+            writer.write(get(f"/{number}"))
+            await turns_until(partial(gates.__contains__, f"/{number}"))
+        reader, _ = await client(*address)
+        assert await reader.read() == b""
+        assert shed.counts["count"] == 1
+        for number, (reader, _) in enumerate(busy):
+            gates[f"/{number}"].set()
+            await reader.readuntil(f"/{number}".encode())
+
+
+async def test_what_all_connections_hold_unread_has_a_bound(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    monkeypatch.setattr(limits, "MAX_HELD_BYTES", 100_000)
+    async with listening() as (address, shed):
+        opened = []
+        while not shed.counts["memory"]:
+            reader, writer = await client(*address)
+            writer.write(HEAD + b"a: " + b"b" * 30_000)
+            opened.append((reader, writer))
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+        assert len(opened) >= 4
+        for _, writer in opened:
+            writer.close()
+        await asyncio.sleep(0)
+        # What they held is free again.
+        reader, writer = await client(*address)
+        for _ in range(20):
+            writer.write(HEAD + b"a: " + b"b" * 50_000 + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+
+
+async def test_what_all_clients_leave_unread_has_a_bound(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    size = 16 << 20
+    monkeypatch.setattr(limits, "MAX_UNSENT_BYTES", 40 << 20)
+    async with listening(whole_answer(bytes(size))) as (address, shed):
+        opened = []
+        while not shed.counts["unread"]:
+            reader, writer = await client(*address, limit=1024)
+            writer.write(get("/"))
+            await reader.readuntil(b"\r\n\r\n")
+            opened.append((reader, writer))
+        # Each kernel takes a part of what it holds for a client.
+        assert 3 <= len(opened) <= 10
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await opened[0][0].readexactly(size)
+        assert len(await opened[-1][0].readexactly(size)) == size
 
 
 # --- what is uvicorn's own affair -------------------------------------------------------------------------------------
@@ -355,6 +606,7 @@ def test_the_names_of_uvicorns_that_the_connection_relies_on_are_there() -> None
     assert list(parameters) == ["self", "message"]
     assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
     assert callable(FlowControl.drain)
+    assert callable(HttpToolsProtocol._unset_keepalive_if_required)
     assert callable(HttpRequestParser.set_dangerous_leniencies)
     assert issubclass(HttpParserUpgrade, Exception)
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from app.http.oip import handlers
 from app.http.openapi import document
 from app.http.routes import LABELS, ROUTES, Route, find_inference_route, serves
 from app.runtime.session import Model
@@ -37,12 +38,13 @@ def named(route: Route) -> str:
 
 @pytest.mark.parametrize("route", SERVED, ids=named)
 async def test_every_row_answers_is_described_and_is_counted_from_the_start(bundled: Model, route: Route) -> None:
+    status = 400 if route.handler is handlers.repository_change else 200  # which only says that it is not done here
     async with Served(bundled) as served:
         if route.label:
             assert served.requests(200, route.label) == 0
             assert served.sample("inference_request_duration_seconds_count", route=route.label) == 0
         client = await served.ask(filled(route.path), route.method, BODIES.get(route.label, b""))
-        assert client.status == 200, client.text
+        assert client.status == status, client.text
         described = document(served.app)["paths"].get(route.path, {})
         assert (route.method.lower() in described) is route.in_document
         if route.label:
@@ -87,7 +89,7 @@ async def test_another_method_on_a_path_of_the_table_is_405_and_says_which_is_al
     allowed = {route.method for route in ROUTES if route.path == path}
     async with Served(bundled) as served:
         for method in METHODS:
-            if method not in allowed:
+            if method not in allowed and not (method == "HEAD" and "GET" in allowed):
                 client = await served.ask(filled(path), method, PREDICT)
                 assert client.status == 405, method
                 assert allowed <= set(re.split(", *", client.headers["allow"]))

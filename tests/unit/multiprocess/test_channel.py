@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.batching.admission import Limits, QueueState
+from app.multiprocess import channel as channel_module
 from app.multiprocess.channel import Ask, Cancel, Channel, Done, Failed, Part, Ready, Serve, Stage, State, Submit
 from app.multiprocess.metrics import Family, Snapshot
 from app.runtime.tasks import Encoded
@@ -118,6 +119,9 @@ def test_however_the_bytes_are_cut_the_messages_are_the_same(cuts):
         class Transport:
             write = written.extend
 
+            def get_write_buffer_size(self) -> int:
+                return 0
+
         channel.connection_made(Transport())
         for message in MESSAGES[:5]:
             channel.send(message)
@@ -159,6 +163,53 @@ async def test_the_loss_of_the_other_side_is_noticed_and_sending_to_it_does_noth
             await there_end.lost.wait()
         there.send(Ready())
         await asyncio.sleep(0)
+
+
+async def test_the_last_answer_is_kept_though_nobody_waits_for_it_any_more():
+    async with linked() as ((here, here_end), (there, there_end)):
+        with pytest.raises(TimeoutError):
+            await here.ask(0.01)
+        (question,) = await there_end.hears(1)
+        there.send(Part(question.id, SNAPSHOT))
+        there.send(Ready())
+        await here_end.hears(1)
+        assert here.last_answer == SNAPSHOT
+
+
+GARBAGE = {
+    "a frame of 4 GB": b"\xff" * 8,
+    "no MessagePack": b"\x04\0\0\0\xc1\xc1\xc1\xc1",
+    "an unknown message": b"\x03\0\0\0\x91\x91\x63",
+    "a message that lacks its fields": b"\x03\0\0\0\x91\x91\x02",
+    "an array that is none": b"\x08\0\0\0\x91\x95\x04\x01\x91\xd4\x01\0",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_bytes_that_are_no_messages_end_the_connection_and_nothing_else(garbage, caplog):
+    async with linked() as ((here, _), (_, there_end)):
+        here._transport.write(GARBAGE[garbage])
+        async with asyncio.timeout(10):
+            await there_end.lost.wait()
+        assert there_end.heard == []
+    assert "data_received" in caplog.text
+
+
+async def test_an_end_that_does_not_read_is_given_up_before_what_it_left_unread_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(channel_module, "MAX_UNREAD_BYTES", 1 << 20)
+    async with linked() as ((here, here_end), (there, there_end)):
+        there._transport.pause_reading()
+        sent = 0
+        while not here_end.lost.is_set():
+            here.send(Done(0, ["x" * 100_000], 0.0, 0.0))
+            await asyncio.sleep(0)
+            sent += 1
+            assert sent < 1000
+            assert here.unread_bytes < 2 << 20
+        assert sent > 10
+        there._transport.resume_reading()
+        async with asyncio.timeout(10):
+            await there_end.lost.wait()
 
 
 async def test_what_cannot_be_sent_is_an_error_and_not_something_else():

@@ -10,7 +10,7 @@ from app.artifact.manifest import read_artifact
 from app.batching.admission import Limits, QueueState
 from app.errors import ArtifactError, DeadlineExceeded, RunFailed, TooManyRows, Unavailable
 from app.multiprocess import remote
-from app.multiprocess.channel import Cancel, Done, Failed, Serve, State, Submit
+from app.multiprocess.channel import MAX_UNREAD_BYTES, Cancel, Done, Failed, Serve, State, Submit
 from app.multiprocess.remote import RemoteBatcher, open_model
 from app.runtime.tasks import Encoded
 from app.runtime.tasks.text_classification import TextClassification
@@ -26,6 +26,7 @@ class Sent:
 
     def __init__(self) -> None:
         self.messages: list[object] = []
+        self.unread_bytes = 0
 
     def send(self, message: object) -> None:
         self.messages.append(message)
@@ -121,6 +122,17 @@ async def test_what_the_engine_last_said_decides_at_the_door(channel, batcher):
     with pytest.raises(TooManyRows):
         batcher.admission.require_possible(17)
     assert [type(message) for message in channel.messages] == [Submit]
+
+
+async def test_while_the_engine_does_not_read_requests_are_refused_at_the_door(channel, batcher):
+    channel.unread_bytes = MAX_UNREAD_BYTES
+    with pytest.raises(Unavailable, match="queue full"):
+        batcher.admission.admit()
+    with pytest.raises(Unavailable, match="queue full"):
+        batcher.submit([UNIT], later())
+    assert channel.messages == []
+    channel.unread_bytes = 0
+    batcher.submit([UNIT], later()).future.cancel()
 
 
 async def test_a_stuck_engine_and_a_silent_one_are_noticed(batcher, monkeypatch):

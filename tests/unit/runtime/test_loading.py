@@ -618,9 +618,10 @@ def test_batches_have_the_size_asked_for_or_the_providers(good, asked, given):
     assert load_model(good["tensors"], max_batch_rows=asked).batch_rows == given
 
 
-@pytest.mark.parametrize(("asked", "given"), [("auto", 512), (3, 3), (10_000, 10_000)])
-def test_batches_have_the_tokens_asked_for_or_the_providers(good, asked, given):
-    assert load_model(good["tensors"], max_batch_tokens=asked).batch_tokens == given
+@pytest.mark.parametrize(("asked", "given"), [("auto", (512, 8)), (3, (3, 3)), (10_000, (10_000, 10_000))])
+def test_batches_have_the_tokens_asked_for_or_the_providers_or_as_many_as_rows(good, asked, given):
+    found = [load_model(good[kind], max_batch_tokens=asked).batch_tokens for kind in ("text", "tensors")]
+    assert tuple(found) == given
 
 
 @pytest.mark.parametrize(("asked", "given"), [("auto", 5), (3, 3)])
@@ -638,7 +639,7 @@ def test_on_cuda_auto_means_few_runners_and_large_batches(good, monkeypatch):
 
     open_session = Session.open
     monkeypatch.setattr(Session, "open", pretend)
-    model = load_model(good["tensors"], provider="auto")
+    model = load_model(good["text"], provider="auto")
     assert (model.provider, model.runners, model.batch_rows, model.batch_tokens) == ("cuda", 2, 128, 16384)
 
 

@@ -10,6 +10,7 @@ import pytest
 from app.artifact.manifest import MANIFEST
 from app.errors import ArtifactError
 from app.runtime.loading import load_model
+from app.runtime.session import Session
 from tests import onnx_models, task_models
 
 ROUGHLY = {"tolerance": 100}
@@ -128,3 +129,42 @@ def test_a_model_that_takes_fewer_rows_than_a_run_may_have_is_refused(package):
     said = r"model\.onnx: run failed on the largest batch, 9 rows of length 1; lower APP_MAX_BATCH_ROWS or "
     with pytest.raises(ArtifactError, match=said):
         load_model(folder, max_batch_rows=9)
+
+
+def shapes_of_runs(monkeypatch: pytest.MonkeyPatch, key: str) -> list[tuple[int, ...]]:
+    """Shapes of that input in every run from now on."""
+    seen: list[tuple[int, ...]] = []
+
+    def run(session: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(inputs[key].shape)
+        return actual(session, inputs)
+
+    actual = Session.run
+    monkeypatch.setattr(Session, "run", run)
+    return seen
+
+
+def test_golden_texts_run_together_as_texts_do_later_within_the_tokens_of_a_run(tmp_path, monkeypatch):
+    folder = task_models.classification(tmp_path / "artifact")
+    seen = shapes_of_runs(monkeypatch, "input_ids")
+    task = load_model(folder, max_batch_rows=8, max_batch_tokens=20).task
+    lengths = sorted(unit.length for case in task.golden() for unit in case.units)
+    assert sum(lengths[:2]) <= 20 < 3 * lengths[2]
+    assert (2, lengths[1]) in seen
+    assert max(rows * tokens for rows, tokens in seen if rows > 1) <= 20
+
+
+@pytest.mark.parametrize("name", ["text-classification", "text-pair", "token-classification", "image-classification"])
+def test_rows_that_do_not_share_runs_never_do(tmp_path, monkeypatch, name):
+    folder = task_models.BUILD[name](tmp_path / "artifact")
+    seen = shapes_of_runs(monkeypatch, "pixels" if "image" in name else "input_ids")
+    load_model(folder)
+    assert max(rows for rows, *_ in seen) == 8
+    seen.clear()
+    task = load_model(changed(folder, batching=False)).task
+    assert {rows for rows, *_ in seen} == {1}
+    text = task_models.picture() if "image" in name else ("Anna", "Bob") if "pair" in name else "Anna"
+    for inputs in ([text], [text] * 3):
+        keys = {unit.key for unit in task.encode(inputs)}
+        assert len(keys) == len(inputs)
+        assert None not in keys

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from app.artifact.datatypes import DATATYPES
 from app.errors import BadRequest, Invalid, RequestError
-from app.http.oip.codec import InferRequest, decode_tensors, encode_response, split_body
-from app.http.request import decode_json
+from app.http.oip.answer import encode_response
+from app.http.oip.codec import InferRequest, RequestParameters, decode_tensors, split_body
+from app.http.oip.json_data import PIECE_BYTES
+from app.http.request import MAX_STRINGS, decode_json
 
 DECODER = msgspec.json.Decoder(InferRequest)
+PLENTY = 1 << 30
 FLOATS, INTEGERS = ("FP16", "FP32", "FP64"), tuple(n for n, d in DATATYPES.items() if d.kind in "iu")
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=3)
 
@@ -125,9 +128,9 @@ def test_json_inputs_of_every_datatype_and_shape_arrive_whether_flat_or_nested(t
 @repeatable
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), named_arrays, min_size=1))
 def test_binary_outputs_of_every_datatype_and_shape_leave_bit_by_bit(tensors):
-    request = InferRequest([], parameters={"binary_data_output": True})
+    request = InferRequest([], parameters=RequestParameters(binary_data_output=True))
     outputs = {name: array for name, (_, array) in tensors.items()}
-    body, header_length = encode_response(request, "m", "1", outputs)
+    body, header_length = encode_response(request, "m", "1", outputs, PLENTY)
     header = json.loads(body[:header_length])
     offset = header_length
     assert [output["name"] for output in header["outputs"]] == list(tensors)
@@ -144,7 +147,7 @@ def test_binary_outputs_of_every_datatype_and_shape_leave_bit_by_bit(tensors):
 @given(finite_arrays)
 def test_json_outputs_of_every_datatype_and_shape_leave_unchanged(tensor):
     datatype, array = tensor
-    body, header_length = encode_response(InferRequest([], id="seven"), "m", "1", {"y": array})
+    body, header_length = encode_response(InferRequest([], id="seven"), "m", "1", {"y": array}, PLENTY)
     answer = json.loads(body)
     (output,) = answer["outputs"]
     assert header_length is None
@@ -161,7 +164,7 @@ def test_requested_outputs_come_in_the_order_asked_for_each_in_its_own_format(te
     asked = [{"name": name, "parameters": {"binary_data": binary}} for name, binary in wanted]
     request = DECODER.decode(json.dumps({"inputs": [], "outputs": asked}))
     outputs = dict(zip(names, (array for _, array in tensors), strict=True))
-    body, header_length = encode_response(request, "m", "1", outputs)
+    body, header_length = encode_response(request, "m", "1", outputs, PLENTY)
     header = json.loads(body[:header_length])
     assert [output["name"] for output in header["outputs"]] == [name for name, _ in wanted]
     assert ["data" not in output for output in header["outputs"]] == [binary for _, binary in wanted]
@@ -291,7 +294,7 @@ def test_a_binary_data_size_that_lies_is_a_bad_request(tensor, lie):
     assume(type(lie) is not int or lie != len(binary))
     # JSON has no infinities, and Python writes them all the same.
     assume(type(lie) is not float or math.isfinite(lie))
-    with pytest.raises(BadRequest):
+    with pytest.raises((BadRequest, Invalid)):
         decode_one(datatype, list(array.shape), binary=binary, binary_data_size=lie)
 
 
@@ -343,10 +346,10 @@ def test_a_shape_of_another_size_is_a_bad_request(tensor, shape):
 def test_a_shape_that_no_tensor_can_have_is_a_bad_request(datatype, shape):
     value = {"FP32": 1.0, "BYTES": "word", "BOOL": True}[datatype]
     data = [] if 0 in shape else [value]
-    with pytest.raises(BadRequest):
+    with pytest.raises((BadRequest, Invalid)):
         decode_one(datatype, shape, data)
     binary = b"" if 0 in shape else to_wire(datatype, np.array([b"word" if value == "word" else value]))
-    with pytest.raises(BadRequest):
+    with pytest.raises((BadRequest, Invalid)):
         decode_one(datatype, shape, binary=binary, binary_data_size=len(binary))
 
 
@@ -436,20 +439,126 @@ def test_a_name_given_twice_is_a_bad_request():
         decode(json.dumps({"inputs": [spec, spec]}).encode())
 
 
-@pytest.mark.parametrize("parameter", ["shared_memory_region", "classification"])
-def test_extensions_that_are_not_offered_are_refused_and_not_ignored(parameter):
+@pytest.mark.parametrize("value", ["region", 1, None, []])
+def test_shared_memory_is_refused_and_not_ignored(value):
+    asked = {"shared_memory_region": value}
     with pytest.raises(BadRequest):
-        decode_one("INT8", [1], [1], **{parameter: "1"})
-    request = DECODER.decode(json.dumps({"inputs": [], "outputs": [{"name": "y", "parameters": {parameter: 1}}]}))
+        decode_one("INT8", [1], [1], **asked)
+    request = DECODER.decode(json.dumps({"inputs": [], "outputs": [{"name": "y", "parameters": asked}]}))
     with pytest.raises(BadRequest):
-        encode_response(request, "m", "1", {"y": np.zeros(1)})
+        encode_response(request, "m", "1", {"y": np.zeros(1)}, PLENTY)
 
 
 def test_an_output_that_the_model_does_not_have_is_a_bad_request():
     request = DECODER.decode(b'{"inputs": [], "outputs": [{"name": "quixotry"}]}')
     with pytest.raises(BadRequest) as refused:
-        encode_response(request, "m", "1", {"y": np.zeros(1)})
+        encode_response(request, "m", "1", {"y": np.zeros(1)}, PLENTY)
     assert "quixotry" not in str(refused.value)
+
+
+# What costs more than its bytes.
+
+
+def numbers_beyond_one_piece(datatype: str) -> np.ndarray:
+    values = np.arange(3 * PIECE_BYTES).reshape(3, -1, 4) % 100
+    return (values * 1.25 if datatype in FLOATS else values % 2 if datatype == "BOOL" else values).astype(
+        DATATYPES[datatype]
+    )
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name != "BYTES"])
+def test_numbers_that_are_parsed_in_pieces_arrive_whole_and_in_order(datatype, nested):
+    array = numbers_beyond_one_piece(datatype)
+    data = array.tolist() if nested else array.ravel().tolist()
+    assert same(array, decode_one(datatype, list(array.shape), data))
+
+
+@pytest.mark.parametrize("place", [0, 20_000, -1])
+@pytest.mark.parametrize("value", [True, "1", None, [1], 10**30, 1.5])
+def test_one_wrong_element_in_any_piece_is_a_bad_request(place, value):
+    data = [1] * 40_000
+    data[place] = value
+    with pytest.raises(BadRequest):
+        decode_one("INT32", [40_000], data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"), [([3], "[1 ,\n 2, 3 ]"), ([1, 3], "[[1, 2, 3]]"), ([3, 1], " [\t[1] ,[2],[3]]")]
+)
+def test_blanks_between_numbers_mean_nothing(shape, data):
+    body = f'{{"inputs": [{{"name": "x", "datatype": "INT8", "shape": {shape}, "data": {data}}}]}}'
+    assert decode(body.encode())["x"].ravel().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("data", ["{}", '"text"', "1", "null", "true", '{"a": [1]}'])
+@pytest.mark.parametrize("datatype", ["INT8", "FP32", "BYTES", "BOOL"])
+def test_data_that_are_no_list_are_a_bad_request(datatype, data):
+    body = f'{{"inputs": [{{"name": "x", "datatype": "{datatype}", "shape": [1], "data": {data}}}]}}'
+    with pytest.raises(BadRequest):
+        decode(body.encode())
+
+
+MANY = MAX_STRINGS + 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs": [%s]}' % b",".join([b'{"name":"a","datatype":"INT8","shape":[1],"data":[1]}'] * 14_000),
+        b'{"inputs": [], "outputs": [%s]}' % b",".join([b'{"name":""}'] * 33_000),
+        b'{"inputs": [], "parameters": {%s}}' % b",".join([b'"timeout":1'] * MANY),
+        b'{"inputs": [{"name": "x", "datatype": "BYTES", "shape": [%d], "data": [%s]}]}'
+        % (MANY, b",".join([b'""'] * MANY)),
+        b'{"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": [%s]}]}'
+        % b",".join([b'"\\\\"'] * MANY * 2),
+    ],
+    ids=["inputs", "outputs", "a parameter", "strings", "strings that end in a backslash"],
+)
+def test_more_strings_than_anybody_needs_are_refused_before_they_are_made(body):
+    with pytest.raises(Invalid, match="strings in JSON"):
+        decode(body)
+
+
+def test_marks_within_a_text_are_no_strings():
+    text = '"[{,' * 100_000
+    assert decode_one("BYTES", [1], [text]).tolist() == [text]
+
+
+def test_more_binary_strings_than_anybody_needs_are_refused():
+    with pytest.raises(Invalid, match="BYTES elements"):
+        decode_one("BYTES", [MANY], binary=bytes(4 * MANY), binary_data_size=4 * MANY)
+    head, binary = binary_request([("BYTES", np.array([b""] * (MANY // 2 + 1), object))] * 2)
+    with pytest.raises(Invalid, match="BYTES elements"):
+        decode(head + binary, len(head))
+    assert decode_one("BYTES", [MANY - 1], binary=bytes(4 * MANY - 4), binary_data_size=4 * MANY - 4).size == MANY - 1
+
+
+def test_lists_of_nothing_are_refused_before_they_are_made():
+    with pytest.raises(BadRequest, match="lists"):
+        decode_one("BYTES", [1, 1], [[]] * MANY)
+
+
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_more_tensors_than_any_model_has_are_a_bad_request(kind):
+    spec = {"datatype": "INT8", "shape": [1], "data": [1]}
+    content = {"inputs": [], kind: [{"name": str(index), **spec} for index in range(1025)]}
+    with pytest.raises(BadRequest, match=f"{kind}: expected at most 1024"):
+        decode(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_name_longer_than_any_is_a_bad_request_and_does_not_come_back(kind):
+    content = {"inputs": [], kind: [{"name": "n" * 1025, "datatype": "INT8", "shape": [1], "data": [1]}]}
+    with pytest.raises(BadRequest, match="characters") as refused:
+        decode(json.dumps(content).encode())
+    assert len(str(refused.value)) < 200
+
+
+def test_a_shape_nested_to_no_end_is_a_bad_request_and_costs_no_more_than_its_bytes():
+    # As lists it would be a gigabyte.
+    with pytest.raises(BadRequest):
+        decode_one("INT8", [100_000, *[1] * 63], [[1]] * 100_000)
 
 
 # Whatever comes, the answer is tensors or a refusal.
@@ -461,7 +570,7 @@ def expect_answer_or_refusal(body: bytes, header_length: int | str | None) -> No
         head, binary = split_body(body, None if header_length is None else str(header_length))
         request = decode_json(head, DECODER)
         assert all(isinstance(array, np.ndarray) for array in decode_tensors(request, binary).values())
-        encode_response(request, "m", "1", {"y": np.zeros(2), "z": np.array(["word"], object)})
+        encode_response(request, "m", "1", {"y": np.zeros(2), "z": np.array(["word"], object)}, PLENTY)
 
 
 @repeatable

@@ -13,7 +13,10 @@ INPUTS = [TensorSpec("a", "FP32", [-1, 2]), TensorSpec("b", "INT64", [-1, -1])]
 
 
 def tensor_task(folder: Path, *, batch_rows: int = 4, **changes: object) -> TensorTask:
-    """A task of inputs `a` and `b` and output `y`; its files need not exist."""
+    """A task of inputs `a` and `b` and output `y`, with golden rows of five elements if there is no file yet."""
+    golden = {"input.a": np.zeros((1, 2), np.float32), "input.b": np.zeros((1, 3), np.int64), "output.y": np.zeros(1)}
+    if not (folder / "golden.npz").exists():
+        np.savez(folder / "golden.npz", **golden)
     fields: dict = {
         "manifest_version": 1,
         "name": "test",
@@ -91,6 +94,32 @@ def test_tensors_other_than_the_models_are_invalid(tmp_path, change, said):
 def test_a_missing_input_is_invalid(tmp_path):
     with pytest.raises(Invalid, match=r"expected .*\['a', 'b'\]"):
         tensor_task(tmp_path).encode({"a": np.zeros((1, 2))})
+
+
+def test_a_row_costs_as_many_golden_rows_as_it_is_large(tmp_path):
+    task = tensor_task(tmp_path, batch_rows=4)
+    for width, length, rows in [(1, 1, 4), (3, 1, 4), (4, 2, 2), (18, 4, 1), (100, 21, 1)]:
+        units = task.encode(ab(9, width))
+        assert {unit.length for unit in units} == {length}, width
+        assert [unit.rows for unit in units] == [*[rows] * (9 // rows), *[9 % rows] * bool(9 % rows)]
+        assert np.array_equal(np.concatenate([unit.payload["b"] for unit in units]), ab(9, width)["b"])
+
+
+def test_rows_of_fixed_size_cost_the_same_whatever_the_golden_ones_are(tmp_path):
+    task = tensor_task(tmp_path, inputs=INPUTS[:1])
+    assert {unit.length for unit in task.encode({"a": ab(9)["a"]})} == {1}
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize(("most", "bound"), [(None, 2048), (50, 50)])
+def test_a_row_has_a_bound(tmp_path, batching, most, bound):
+    task = tensor_task(tmp_path, batching=batching, max_row_elements=most)
+    for width in (bound - 2, bound - 1):
+        if width + 2 <= bound:
+            assert len(task.encode(ab(1, width))) == 1
+        else:
+            with pytest.raises(Invalid, match=f"at most {bound} elements in a row.*found {bound + 1}"):
+                task.encode(ab(1, width))
 
 
 @pytest.mark.parametrize("shape", [(2,), (4,), ()])

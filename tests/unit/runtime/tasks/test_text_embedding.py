@@ -47,9 +47,9 @@ def test_vectors_are_those_of_plain_onnx_runtime_alone_and_beside_others(tmp_pat
 def test_a_request_may_say_whether_vectors_are_normalized(tmp_path, manifest):
     task = TextEmbedding(embedding_artifact(tmp_path, normalize=manifest), 8)
     results = [np.array([3, 4], np.float32), np.array([0, 0], np.float32)]
-    assert task.embeddings(results, normalize=True).tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 0]]
-    assert task.embeddings(results, normalize=False).tolist() == [[3, 4], [0, 0]]
-    assert np.array_equal(task.embeddings(results), task.embeddings(results, normalize=manifest))
+    assert task.embeddings([], results, normalize=True).tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 0]]
+    assert task.embeddings([], results, normalize=False).tolist() == [[3, 4], [0, 0]]
+    assert np.array_equal(task.embeddings([], results), task.embeddings([], results, normalize=manifest))
 
 
 def embedding_artifact(folder: Path, **changes: object):

@@ -39,8 +39,8 @@ def test_scores_are_those_of_plain_onnx_runtime_alone_and_beside_others(tmp_path
     results = model.run([unit.payload for unit in units])
     logits = np.array([by_hand(tmp_path, QUERY, text) for text in task_models.TEXTS])
     expected = 1 / (1 + np.exp(-logits)) if scores == "sigmoid" else logits
-    np.testing.assert_allclose(task.scored(results), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(task.scored(results, raw=True), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(task.scored(units, results), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(task.scored(units, results, raw=True), logits, rtol=1e-4, atol=1e-5)
     for unit, score in zip(units, expected, strict=True):
         alone = task.respond([unit], model.run([unit.payload]))["score"]
         np.testing.assert_allclose(alone, [score], rtol=1e-4, atol=1e-5)

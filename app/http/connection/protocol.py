@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what it waits for and takes in, and fewer writes.
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what it waits for and takes in.
 
 Relies on names of uvicorn's that are its own affair, so its version is pinned and a test names them.
 """
@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.http.connection.cycle import OneWriteCycle
+from app.http.connection.limits import BEATS, ConnectionLimits
 from app.http.request import CONNECTION
 
 # For a whole request line and headers, from the connection's start or the answer before.
@@ -18,63 +20,24 @@ HEAD_SECONDS = 65
 # Of what is no body: request line, headers, trailers, chunk sizes; each time between two pieces of a body.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
+# Requests that wait behind one that is being answered.
+MAX_PIPELINED = 16
 # For a client to take an answer from the buffers that it waits in.
 WRITE_SECONDS = 30
-
-
-class OneWriteCycle(RequestResponseCycle):
-    """uvicorn's request and response. A response whose body comes whole leaves in one write, which is one system call
-    and one packet; any other goes uvicorn's way."""
-
-    _start: Any = None
-
-    async def send(self, message: Any) -> None:
-        """As ASGI says. Raises RuntimeError for headers that cannot be sent."""
-        if self.response_started:
-            await super().send(message)
-        elif message["type"] == "http.response.start":
-            self._start = message  # the last counts: uvicorn answers 500 where an application fails before its body
-        elif self._start is None or message.get("more_body") or self.scope["method"] == "HEAD":
-            if self._start is not None:
-                await super().send(self._start)
-            await super().send(message)
-        else:
-            if self.flow.write_paused and not self.disconnected:
-                await self.flow.drain()
-            if not self.disconnected:
-                self._write_whole(message.get("body", b""))
-
-    def _write_whole(self, body: bytes) -> None:
-        lines, length = [STATUS_LINE[self._start["status"]]], None
-        for given, value in (*self.default_headers, *self._start.get("headers", ())):
-            name = given.lower()
-            if name == b"connection":  # it only ever says "close"
-                self.keep_alive = False
-            elif name != b"transfer-encoding":  # the body is whole
-                length = int(value) if name == b"content-length" else length
-                lines.append(b"%b: %b\r\n" % (name, value))
-        if length is None and self._start["status"] not in (204, 304):
-            lines.append(b"content-length: %d\r\n" % len(body))
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        # Each must be one line, whatever a middleware put into it.
-        if length not in (None, len(body)) or not head.count(b"\n") == head.count(b"\r") == len(lines):
-            raise RuntimeError("a response whose headers cannot be sent")
-        self.transport.write(b"".join((head, b"\r\n", body)))
-        self.waiting_for_100_continue = False
-        self.response_started = self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
+# What an answer may leave in this process before its client counts as one that does not read.
+WRITE_BUFFER_BYTES = 16 * 1024
 
 
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
 
     _in_head = False
+    _hosts = 0
     _bodyless_bytes = 0
+    _waiting_bytes = 0
+    _held_bytes = 0
+    _beats = 0
+    _refusal: str | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _data = b""
@@ -82,14 +45,23 @@ class HttpProtocol(HttpToolsProtocol):
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
+    def __init__(self, limits: ConnectionLimits, **uvicorns: Any) -> None:
+        """limits: shared by all connections."""
+        super().__init__(**uvicorns)
+        self._limits = limits
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's; the first head is waited for as long as one that follows."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._limits.opened(self)
         self._await_head()
 
     def _await_head(self) -> None:
         if self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            # Not `close`, which would wait for what the client has not read.
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._limits.idle(self)
 
     def _end_wait(self) -> None:
         if self._head_timer is not None:
@@ -99,8 +71,10 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn does not where the client resets it
         self._end_wait()
         self._end_write_wait()
+        self._limits.lost(self, self._held_bytes)
         if self._running is not None:
             # uvicorn tells the newest request alone; the one being answered may have others behind it.
             self._running.disconnected = True
@@ -109,31 +83,76 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; ends a connection that sends more than MAX_HEAD_BYTES without a piece of a body among them."""
+        if self._refusal is not None:
+            return
         self._data = data
         self._bodyless_bytes += len(data)
         super().data_received(data)
         self._data = b""
         if self._bodyless_bytes > MAX_HEAD_BYTES:
             self.send_400_response("Request line, headers or trailers too large.")
+        if self.pipeline:
+            self._waiting_bytes += len(data)
+        if self._held_bytes != self._bodyless_bytes + self._waiting_bytes:
+            self._hold()
         # uvicorn ends its own wait for the next request at any byte, also one that begins none.
         if self._in_head or self.cycle is None or self.cycle.response_complete:
             self._await_head()
 
+    def _hold(self) -> None:
+        more = self._bodyless_bytes + self._waiting_bytes - self._held_bytes
+        self._held_bytes += more
+        self._limits.hold(self, more)
+
+    def since_request(self) -> int:
+        """Beats of the event loop since the last whole request."""
+        return self._limits.beats - self._beats
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Called by the transport when the client will send no more; True if it is still to be answered. One that says
+        so right behind its request reads on. One that says so later has left: the same bytes tell both."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.since_request() >= BEATS:
+            return False
+        cycle.keep_alive = False
+        return True
+
+    def _over(self) -> bool:
+        """Whether nothing more is taken in."""
+        return self._refusal is not None or self.transport.is_closing()
+
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._bodyless_bytes = 0
-        if not self.transport.is_closing():
+        if not self._over():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
-        if not self.transport.is_closing():
+        if not self._over():
             super().on_message_complete()
+            self._beats = self._limits.watch(self.loop)
+
+    def on_response_complete(self) -> None:
+        """Called by uvicorn when an answer is on its way."""
+        super().on_response_complete()
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._await_reader()
+        if not self.pipeline and self._waiting_bytes:
+            self._waiting_bytes = 0
+            self._hold()
+        if self._running is None or not self._running.response_complete:  # the next one has begun
+            self._beats = self._limits.watch(self.loop)  # until now nothing was read
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
+        else:
+            self._limits.idle(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser, for trailers too, which nothing here reads."""
         if not self._in_head:
             return
+        self._hosts += name.lower() == b"host"
         if len(self.headers) >= MAX_HEADERS:
             self.send_400_response(f"More than {MAX_HEADERS} headers.")
         else:
@@ -142,13 +161,18 @@ class HttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Called by the transport when the client does not take what is sent."""
         super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """Called by the transport when it does again."""
         super().resume_writing()
+        self._limits.sent(self)
         self._end_write_wait()
+
+    def _await_reader(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_SECONDS, self._limits.end, self, "unread")
+            self._limits.unsent(self)
 
     def _end_write_wait(self) -> None:
         if self._write_timer is not None:
@@ -181,17 +205,30 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(b"\r\n".join([*head, b"", data[stop.args[0] :]]))
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, in the one shape of every error."""
+        """As uvicorn's, in the one shape of every error, and behind the answers to earlier requests."""
+        if self._over():
+            return
+        self._refusal = msg
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # the one that is refused
+        running = self._running
+        if running is None or running.response_complete or running.more_body:
+            self._refuse(msg)
+
+    def _refuse(self, msg: str) -> None:
         if self.transport.is_closing():
             return
         body = b'{"error":"%s"}' % msg.encode()
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % len(body)
         self.transport.write(head + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._in_head = True
+        self._hosts = 0
         super().on_message_begin()
         self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
@@ -200,5 +237,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._bodyless_bytes = 0
         self._end_wait()
-        if not self.transport.is_closing():
+        self._limits.busy(self)
+        if self._over():
+            return
+        if self._hosts != 1 and (self._hosts or self.parser.get_http_version() != "1.0"):
+            self.send_400_response("Host: expected one.")
+        elif len(self.pipeline) >= MAX_PIPELINED:
+            self.send_400_response(f"More than {MAX_PIPELINED} requests that wait for an answer.")
+        else:
             super().on_headers_complete()
