@@ -1,4 +1,4 @@
-"""The one use case: texts or tensors in, predictions out, through the task and the batcher. Knows nothing of HTTP."""
+"""The one use case: inputs of a task in, its answer out, through the task and the batcher. Knows nothing of HTTP."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
 from app.batching.queue import PendingRequest
-from app.errors import NotFound
+from app.errors import Invalid, NotFound
 from app.runtime.session import Model
-from app.runtime.tasks import Encoded, Prediction
+from app.runtime.tasks import Encoded
 from app.telemetry.metrics import Statistics
 
 # Joining results of that many bytes takes milliseconds.
@@ -46,34 +46,34 @@ class Predictor:
             raise NotFound(f"unknown version; this server has {manifest.name!r} version {manifest.version!r}")
         return self.model
 
-    async def classify(self, texts: list[str], deadline: float, usage: Usage) -> list[Prediction]:
-        """One prediction per text, in order.
-
-        Raises Invalid (422), TooManyRows, Unavailable, DeadlineExceeded, RunFailed; NotFound for a tensor model.
-        """
-        task = self.model.task
-        if not task.takes_texts:
-            raise NotFound(f"this model takes tensors: use /v2/models/{self.model.artifact.manifest.name}/infer")
-        return await self._run(lambda: texts, task.predictions, deadline, usage)
-
     async def infer(self, tensors: Tensors, deadline: float, usage: Usage) -> Tensors:
-        """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `classify`."""
-        task = self.model.task
-        return await self._run(lambda: task.read(tensors), task.respond, deadline, usage)
+        """All outputs for one request's inputs, both as the task's `inputs` and `outputs` say. Raises as `run`."""
+        task, started = self.model.task, time.monotonic()
+        return await self.run(task.read(tensors), task.respond, deadline, usage, started=started)
 
-    async def _run(
+    async def run(
         self,
-        read: Callable[[], Any],
+        inputs: Any,
         answer: Callable[[Sequence[Encoded], Sequence[Any]], T],
         deadline: float,
         usage: Usage,
+        *,
+        truncate: bool = True,
+        started: float | None = None,
     ) -> T:
-        task, started = self.model.task, time.monotonic()
-        inputs = read()
+        """What `answer` makes of one request's units of work and their results, both in order.
+
+        inputs: as the task's `encode` takes them. truncate: whether what is longer than the model's window is cut.
+        started: when the work on the request began, if that is not now. Raises Invalid (422), also for what may not be
+        cut, TooManyRows, Unavailable, DeadlineExceeded, RunFailed.
+        """
+        task, started = self.model.task, started or time.monotonic()
         # Before the work of encoding them.
         self.batcher.admission.require_possible(task.rows(inputs))
         slow = task.encodes_slowly(inputs)
         units = await asyncio.to_thread(task.encode, inputs) if slow else task.encode(inputs)
+        if not truncate and any(unit.truncated for unit in units):
+            raise Invalid("an input is longer than the model's window; shorten it, or send `truncate` true")
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
         pending = self.batcher.submit(units, deadline)

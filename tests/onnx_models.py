@@ -112,3 +112,109 @@ def classifier(path: Path, labels: int = 2, tokens: int = 100) -> Path:
         last=np.array([2], np.int64),
         middle=np.array([1], np.int64),
     )
+
+
+def text_model(
+    path: Path,
+    *,
+    size: int,
+    per_token: bool = False,
+    positions: int = 0,
+    types: bool = False,
+    rank: int = 2,
+    activation: str = "",
+    scale: float = 1.0,
+    tokens: int = 100,
+) -> Path:
+    """int64 input_ids, attention_mask (and token_type_ids if `types`) [rows, tokens] → scores float32 [rows, size], of
+    rank 1 [rows], or `per_token` [rows, tokens, size]; where tokens stand matters, and fails, if there are `positions`.
+
+    Every token of a row counts in each of its scores, and padding in none that is not padding's own.
+    """
+    rng = np.random.default_rng(4)
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
+    weights = {
+        "table": rng.standard_normal((tokens, size), np.float32) * np.float32(scale),
+        "last": np.array([2], np.int64),
+        "middle": np.array([1], np.int64),
+        "zero": np.array(0, np.int64),
+        "one": np.array(1, np.int64),
+    }
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["words"])]
+    embedded = "words"
+    if types:
+        weights["type_table"] = rng.standard_normal((2, size), np.float32)
+        nodes += [
+            helper.make_node("Gather", ["type_table", "token_type_ids"], ["typed"]),
+            helper.make_node("Add", [embedded, "typed"], ["with_types"]),
+        ]
+        embedded = "with_types"
+    if positions:
+        weights["position_table"] = rng.standard_normal((positions, size), np.float32)
+        nodes += [
+            helper.make_node("Shape", ["input_ids"], ["shape"]),
+            helper.make_node("Gather", ["shape", "one"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["places"]),
+            helper.make_node("Gather", ["position_table", "places"], ["placed"]),
+            helper.make_node("Mul", [embedded, "placed"], ["with_positions"]),
+        ]
+        embedded = "with_positions"
+    nodes += [
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", [embedded, "mask3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["pooled"], keepdims=int(per_token)),
+    ]
+    found = "pooled"
+    if per_token:
+        nodes += [
+            helper.make_node("Mul", ["pooled", "tenth"], ["context"]),
+            helper.make_node("Add", [embedded, "context"], ["in_context"]),
+        ]
+        weights["tenth"], found = np.array(0.1, np.float32), "in_context"
+    if activation:
+        nodes.append(helper.make_node(activation, [found], ["active"]))
+        found = "active"
+    if rank == 1:
+        nodes.append(helper.make_node("Squeeze", [found, "middle"], ["flat"]))
+        found = "flat"
+    nodes.append(helper.make_node("Identity", [found], ["scores"]))
+    shape = ["rows", "tokens", size] if per_token else ["rows", size][:rank]
+    inputs = [tensor(name, ["rows", "tokens"], TensorProto.INT64) for name in names]
+    used = {name for node in nodes for name in node.input}
+    return save(path, nodes, inputs, [tensor("scores", shape)], **{k: v for k, v in weights.items() if k in used})
+
+
+def images(path: Path, *, layout: str = "NCHW", size: int = 8, labels: int = 3) -> Path:
+    """float32 pixels [rows, 3, size, size], or [rows, size, size, 3] → scores float32 [rows, labels]: linear."""
+    rng = np.random.default_rng(5)
+    shape = ["rows", 3, size, size] if layout == "NCHW" else ["rows", size, size, 3]
+    return save(
+        path,
+        [
+            helper.make_node("Flatten", ["pixels"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
+        ],
+        [tensor("pixels", shape)],
+        [tensor("scores", ["rows", labels])],
+        weights=rng.standard_normal((3 * size * size, labels), np.float32) / np.float32(size),
+    )
+
+
+def few_rows(path: Path, most: int = 8) -> Path:
+    """float32 x [rows, 2] → y [rows, 2]; fails on more rows than `most`, as a file exported with a fixed batch does."""
+    return save(
+        path,
+        [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["count"]),
+            helper.make_node("Range", ["zero", "count", "one"], ["rows"]),
+            helper.make_node("Gather", ["table", "rows"], ["known"]),
+            helper.make_node("Add", ["x", "known"], ["y"]),
+        ],
+        [tensor("x", ["rows", 2])],
+        [tensor("y", ["rows", 2])],
+        zero=np.array(0, np.int64),
+        one=np.array(1, np.int64),
+        table=np.zeros((most, 2), np.float32),
+    )

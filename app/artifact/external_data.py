@@ -57,17 +57,17 @@ def _locations(data: mmap.mmap, start: int, end: int, kind: str, depth: int) -> 
     if not depth:
         raise ValueError("nested too deeply")
     known = FIELDS[kind]
-    for number, first, last in _messages(data, start, end):
+    for number, first, last in messages(data, start, end):
         inner = known.get(number)
         if inner == "Entry":
-            pair = {key: data[begin:stop] for key, begin, stop in _messages(data, first, last)}
+            pair = {key: data[begin:stop] for key, begin, stop in messages(data, first, last)}
             if pair.get(1) == b"location":
                 yield pair.get(2, b"").decode()
         elif inner is not None:
             yield from _locations(data, first, last, inner, depth - 1)
 
 
-def _messages(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def messages(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, start and end of each field that is bytes. Raises ValueError or IndexError for what is no message."""
     while start < end:
         tag, start = _varint(data, start)

@@ -36,20 +36,43 @@ class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     shape: list[Annotated[int, Meta(ge=-1)]]
 
 
-class GoldenText(Struct, frozen=True, forbid_unknown_fields=True):
-    """A text and the probability of each label, in the order of `labels`."""
+class GoldenText(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A text and what the task must answer to it. text_pair: the second text of a pair.
+
+    outputs: values of the task's outputs by name, flat, as `data` of the Open Inference Protocol has them.
+    probabilities: short for the output of that name, in the order of `labels`.
+    """
 
     text: str
-    probabilities: list[float]
+    probabilities: list[float] = []
+    text_pair: str | None = None
+    outputs: dict[str, list[float | str]] = {}
 
 
 class Golden(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model must answer before it may serve. `examples` for text; `file`, an .npz, for tensors, with
-    arrays named `input.NAME` and `output.NAME`."""
+    """What the model must answer before it may serve. `examples` for text; `file`, an .npz with arrays named
+    `input.NAME` and `output.NAME`, for tensors and images."""
 
     tolerance: Annotated[float, Meta(ge=0)]
     examples: list[GoldenText] = []
     file: str | None = None
+
+
+class ImageSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """How an RGB image becomes the model's input: resized, rescaled, then less `mean` and divided by `std`.
+
+    shorter_side: that side is resized to it, then height x width is cut from the centre; None: resized to height x
+    width, whatever its proportions. resample: a filter of Pillow's.
+    """
+
+    height: Annotated[int, Meta(ge=1, le=8192)]
+    width: Annotated[int, Meta(ge=1, le=8192)]
+    shorter_side: Annotated[int, Meta(ge=1, le=8192)] | None = None
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,11 +94,18 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     # Tensors only, where an axis beside the rows may vary: of one row, over all inputs. None: 8 times as many as the
     # golden one has, and 2,048 if that is more.
     max_row_elements: Annotated[int, Meta(ge=1)] | None = None
-    # Text only.
+    # Text.
     tokenizer_file: str | None = None
-    labels: list[str] = []
     max_tokens: Annotated[int, Meta(ge=MIN_TOKENS, le=1_000_000)] | None = None
-    scores: Literal["probabilities", "logits"] = "probabilities"
+    # Labels, and what the first output holds of them; threshold: of several labels, those that are answered.
+    labels: list[str] = []
+    problem_type: Literal["single_label", "multi_label"] = "single_label"
+    scores: Literal["probabilities", "logits", "sigmoid"] = "probabilities"
+    threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    # Embeddings: how a text's tokens become one vector, and whether that has length 1.
+    pooling: Literal["none", "mean", "cls"] = "none"
+    normalize: bool = True
+    image: ImageSpec | None = None
     lineage: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     # sha256 of manifest.json without these digits: what damages it shows even where no digest is pinned.

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own of the endpoints it serves, and the inference routes from the table."""
+"""The OpenAPI document: FastAPI's own of the endpoints it serves, and from the table the routes of the model's task."""
 
 import re
 from typing import Any
@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from msgspec import Struct
 
+from app.artifact.manifest import Manifest
 from app.errors import STATUSES
-from app.http.routes import INFERENCE_ROUTES, Route
+from app.http.routes import INFERENCE_ROUTES, Route, serves
 
 
 class ErrorResponse(Struct):
@@ -17,12 +18,15 @@ class ErrorResponse(Struct):
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The document of `app`, made once; FastAPI asks for it as `app.openapi()`."""
+    """The document of `app`, made once; FastAPI asks for it as `app.openapi()`. Raises Unavailable before there is a
+    model, since its task says which routes there are."""
     if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        manifest = app.state.lifecycle.loaded().model.artifact.manifest
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for route in INFERENCE_ROUTES:
-            if route.in_document:
-                app.openapi_schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route)
+            if route.in_document and serves(route, manifest.task):
+                schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route, manifest)
+        app.openapi_schema = schema
     return app.openapi_schema
 
 
@@ -32,28 +36,34 @@ def path_parameters(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, manifest: Manifest) -> dict[str, Any]:
     words = route.handler.__doc__ or ""
     answers = {str(status): _content("Error", ErrorResponse) for status in STATUSES if status not in (200, 499)}
-    if route.response is not None:
-        answers = {"200": _content("Answer", route.response), **answers}
+    answer = route.response
+    if isinstance(answer, dict):
+        answer = answer[manifest.problem_type]
+    if answer is not None:
+        answers = {"200": _content("Answer", answer), **answers}
+    body = _content("", route.request) if route.request else {}
+    if route.media:
+        body = {"content": {media: {"schema": {"type": "string", "format": "binary"}} for media in route.media}}
     return {
         "summary": words.partition("\n")[0],
         "description": words,
         "operationId": route.path,
         "parameters": path_parameters(route.path),
-        "requestBody": {"required": True, **_content("", route.request)} if route.request else {},
+        "requestBody": {"required": True, **body} if body else {},
         "responses": answers,
     }
 
 
-def _content(description: str, kind: type[Struct]) -> dict[str, Any]:
+def _content(description: str, kind: Any) -> dict[str, Any]:
     content = {"content": {"application/json": {"schema": _inline_schema(kind)}}}
     return {"description": description, **content} if description else content
 
 
-def _inline_schema(kind: type[Struct]) -> dict[str, Any]:
-    """JSON schema of a struct, its references replaced by what they name."""
+def _inline_schema(kind: Any) -> dict[str, Any]:
+    """JSON schema of a type, its references replaced by what they name."""
     (schema,), components = msgspec.json.schema_components([kind])
 
     def resolve(node: Any) -> Any:

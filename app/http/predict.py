@@ -1,4 +1,7 @@
-"""/predict and /predict/batch: JSON in, the predictor, JSON out."""
+"""/predict and /predict/batch: text in, what the task makes of it out, as JSON. Knows no task by name."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -6,7 +9,9 @@ from msgspec import Struct
 from app.errors import Invalid
 from app.http.request import InferenceRequest, decode_json
 from app.http.response import Response, json_response
-from app.runtime.tasks import Prediction
+from app.runtime.tasks import PredictTask
+
+T = TypeVar("T")
 
 
 class PredictRequest(Struct):
@@ -17,43 +22,32 @@ class BatchRequest(Struct):
     texts: list[str]
 
 
-class PredictResponse(Struct, omit_defaults=True):
-    """`truncated` is there, and true, when the text was longer than the model's window."""
-
-    label: str
-    score: float
-    truncated: bool = False
-
-
-class BatchResponse(Struct):
-    predictions: list[PredictResponse]
+class BatchResponse(Struct, Generic[T]):
+    predictions: Sequence[T]
 
 
 ONE, MANY = msgspec.json.Decoder(PredictRequest), msgspec.json.Decoder(BatchRequest)
 
 
 async def predict(request: InferenceRequest) -> Response:
-    """Classify one text."""
+    """Predict from one text."""
     request.require_json()
     body = decode_json(await request.body(), ONE)
-    (prediction,) = await _classify(request, [body.text])
-    return json_response(_as_response(prediction), request.model_headers())
+    (prediction,) = await predictions(request, [body.text])
+    return json_response(prediction, request.model_headers())
 
 
 async def predict_batch(request: InferenceRequest) -> Response:
-    """Classify several texts: all of them, in the same order, or one error."""
+    """Predict from several texts: all of them, in the same order, or one error."""
     request.require_json()
     body = decode_json(await request.body(), MANY)
     if not body.texts:
         raise Invalid("texts: expected at least one")
-    predictions = await _classify(request, body.texts)
-    content = BatchResponse([_as_response(prediction) for prediction in predictions])
-    return json_response(content, request.model_headers())
+    return json_response(BatchResponse(await predictions(request, body.texts)), request.model_headers())
 
 
-async def _classify(request: InferenceRequest, texts: list[str]) -> list[Prediction]:
-    return await request.unless_client_leaves(request.predictor.classify(texts, request.deadline, request.usage))
-
-
-def _as_response(prediction: Prediction) -> PredictResponse:
-    return PredictResponse(prediction.label, prediction.score, prediction.truncated)
+async def predictions(request: InferenceRequest, inputs: Sequence[object]) -> Sequence[Struct]:
+    """One answer for each of the task's inputs."""
+    task = cast(PredictTask, request.predictor.model.task)
+    work = request.predictor.run(inputs, task.predictions, request.deadline, request.usage)
+    return await request.unless_client_leaves(work)

@@ -119,11 +119,14 @@ class InferenceRequest:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def require_type(self, *types: str) -> None:
+        """Raises UnsupportedMedia unless the content type is one of these."""
+        if (self.header(b"content-type") or "").partition(";")[0].strip().lower() not in types:
+            raise UnsupportedMedia(f"content-type: expected {' or '.join(types)}")
+
     def require_json(self) -> None:
         """Raises UnsupportedMedia unless the content type is JSON."""
-        kind = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise UnsupportedMedia("content-type: expected application/json")
+        self.require_type("application/json")
 
     @property
     def most_answer_bytes(self) -> int:

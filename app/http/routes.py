@@ -1,15 +1,18 @@
-"""Every route: one row each. Dispatch, OpenAPI, the labels of metrics, 404 and 405 all come from this table."""
+"""Every route: one row each, or one for each task. Dispatch, OpenAPI, metric labels, 404 and 405 all come from here."""
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from msgspec import Struct
 from starlette.requests import HTTPConnection
 
-from app.http import health, predict
+from app.errors import NotFound
+from app.http import embeddings, health, image, predict, rerank
 from app.http.oip import answer, codec, handlers
+from app.http.predict import BatchRequest, BatchResponse, PredictRequest
+from app.http.request import InferenceRequest
+from app.runtime.tasks.answers import Entities, Label, Labels, Value
 
 # Called before each request but those of rows that are `exempt`. Raises a RequestError (Unauthorized, Forbidden) or
 # FastAPI's HTTPException to refuse it. README says how.
@@ -22,25 +25,43 @@ class Route:
     """A row with a `label` is an inference route: its handler takes an InferenceRequest, is admitted, timed, counted
     under that label and logged. Any other is an ordinary FastAPI endpoint.
 
-    request, response: for the OpenAPI document. exempt: from `HOOKS`.
+    request, response: for the OpenAPI document; a dict has a response for each `problem_type`. media: content types of
+    requests that are no JSON. tasks: those that the row serves; none: all. exempt: from `HOOKS`.
     """
 
     method: str
     path: str
     handler: Callable[..., Awaitable[Any]]
-    request: type[Struct] | None = None
-    response: type[Struct] | None = None
+    request: Any = None
+    response: Any = None
     label: str = ""
+    tasks: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
     exempt: bool = False
     in_document: bool = True
 
 
+CLASSIFIED = {"single_label": Label, "multi_label": Labels}
+CLASSIFIED_BATCH = {"single_label": BatchResponse[Label], "multi_label": BatchResponse[Labels]}
 REPOSITORY = "/v2/repository"
 MODEL, VERSION = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
 ROUTES = (
-    Route("POST", "/predict", predict.predict, predict.PredictRequest, predict.PredictResponse, "/predict"),
-    Route("POST", "/predict/batch", predict.predict_batch, predict.BatchRequest, predict.BatchResponse,
-          "/predict/batch"),
+    Route("POST", "/predict", predict.predict, PredictRequest, CLASSIFIED, "/predict", ("text-classification",)),
+    Route("POST", "/predict", predict.predict, PredictRequest, Value, "/predict", ("text-regression",)),
+    Route("POST", "/predict", predict.predict, PredictRequest, Entities, "/predict", ("token-classification",)),
+    Route("POST", "/predict", image.predict, None, CLASSIFIED, "/predict", ("image-classification",),
+          image.IMAGE_TYPES),
+    Route("POST", "/predict/batch", predict.predict_batch, BatchRequest, CLASSIFIED_BATCH, "/predict/batch",
+          ("text-classification",)),
+    Route("POST", "/predict/batch", predict.predict_batch, BatchRequest, BatchResponse[Value], "/predict/batch",
+          ("text-regression",)),
+    Route("POST", "/predict/batch", predict.predict_batch, BatchRequest, BatchResponse[Entities], "/predict/batch",
+          ("token-classification",)),
+    Route("POST", "/embed", embeddings.embed, embeddings.EmbedRequest, list[list[float]], "/embed",
+          ("text-embedding",)),
+    Route("POST", "/v1/embeddings", embeddings.embeddings, embeddings.EmbeddingsRequest,
+          embeddings.EmbeddingsResponse, "/v1/embeddings", ("text-embedding",)),
+    Route("POST", "/rerank", rerank.rerank, rerank.RerankRequest, list[rerank.Rank], "/rerank", ("text-pair",)),
     Route("GET", "/live", health.live, exempt=True),
     Route("GET", "/ready", health.ready, exempt=True),
     Route("GET", "/metrics", health.metrics, exempt=True),
@@ -69,11 +90,40 @@ ENDPOINTS = tuple(route for route in ROUTES if not route.label)
 LABELS = tuple(dict.fromkeys(route.label for route in INFERENCE_ROUTES))
 EXEMPT_PATHS = frozenset(route.path for route in ROUTES if route.exempt)
 
-_PLAIN = {route.path: route for route in INFERENCE_ROUTES if "{" not in route.path}
+
+def _dispatched(path: str) -> Route:
+    """One row for those of one path: its handler is the one for the model's task."""
+    rows = [route for route in INFERENCE_ROUTES if route.path == path]
+    handlers = {task: route.handler for route in rows for task in route.tasks}
+    if not handlers:
+        return rows[0]
+
+    def handler(request: InferenceRequest) -> Awaitable[Any]:
+        manifest = request.predictor.model.artifact.manifest
+        found = handlers.get(manifest.task)
+        if found is None:
+            instead = ", ".join(paths_of(manifest.task, manifest.name))
+            raise NotFound(f"this model's task is {manifest.task}: use {instead}")
+        return found(request)
+
+    return replace(rows[0], handler=handler)
+
+
+def serves(route: Route, task: str) -> bool:
+    """Whether a row answers for models of this task."""
+    return not route.tasks or task in route.tasks
+
+
+def paths_of(task: str, name: str) -> list[str]:
+    """The inference routes that answer for a model of this task and name."""
+    rows = [route for route in INFERENCE_ROUTES if route.in_document and serves(route, task)]
+    return [f"{row.method} {row.path.format(model_name=name)}" for row in rows]
+
+
+_BY_PATH = [_dispatched(path) for path in dict.fromkeys(route.path for route in INFERENCE_ROUTES)]
+_PLAIN = {route.path: route for route in _BY_PATH if "{" not in route.path}
 _PATTERNS = [
-    (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route)
-    for route in INFERENCE_ROUTES
-    if "{" in route.path
+    (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", route.path)), route) for route in _BY_PATH if "{" in route.path
 ]
 
 

@@ -77,14 +77,14 @@ def load_model(
     with stage("warming"):
         try:
             golden = task.golden()
+            task.check(model.infer)
             _measure(model, *task.warm_up(rows, tokens))
             _check_golden(model, golden)
         except ArtifactError:
             raise
         # Whatever a model raises on its own golden inputs means that it cannot serve.
         except Exception as error:
-            line = (str(error).splitlines() or [""])[0][:300]
-            raise ArtifactError(f"{path}: run failed on golden inputs: {type(error).__name__}: {line}") from None
+            raise ArtifactError(f"{path}: run failed on golden inputs: {_reason(error)}") from None
     # Last: whatever is wrong with a part of it is better said of that part.
     verify_manifest(artifact)
     model.stage_seconds = seconds
@@ -125,11 +125,24 @@ def _measure(model: Model, smallest: Sequence[Encoded], largest: Sequence[Encode
         # The fastest: whatever disturbs a run makes it slower.
         return len(units) * units[0].rows * units[0].length, min(times)
 
-    (few, short), (many, long) = measured(smallest), measured(largest)
+    few, short = measured(smallest)
+    try:
+        many, long = measured(largest)
+    except Exception as error:
+        path, rows = model.artifact.path(model.artifact.manifest.model_file), sum(unit.rows for unit in largest)
+        raise ArtifactError(
+            f"{path}: run failed on the largest batch, {rows} rows of length {largest[0].length}; lower "
+            f"APP_MAX_BATCH_ROWS or APP_MAX_BATCH_TOKENS: {_reason(error)}"
+        ) from None
     model.tokens_per_second = many / long
     if many > few and long > short:
         seconds_per_token = (long - short) / (many - few)
         model.overhead_tokens = max(0.0, short / seconds_per_token - few)
+
+
+def _reason(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {line}"
 
 
 def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
@@ -137,7 +150,7 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
     units = [unit for case in cases for unit in case.units]
     for batch_rows in (1, model.batch_rows):
         results = dict[int, object]()
-        for batch in _batches(units, batch_rows):
+        for batch in _batches(units, batch_rows, model.batch_tokens):
             found = model.run([units[index].payload for index in batch])
             results.update(zip(batch, found, strict=True))
         start = 0
@@ -149,12 +162,15 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
                 _compare(model, f"{case.where}: {name}", expected, outputs[name])
 
 
-def _batches(units: Sequence[Encoded], batch_rows: int) -> Iterator[list[int]]:
-    """Places of units that run together, of similar length, at most `batch_rows` rows."""
+def _batches(units: Sequence[Encoded], batch_rows: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Places of units that run together, of similar length, at most `batch_rows` rows and `batch_tokens` padded tokens
+    unless one alone is more."""
     batch: list[int] = []
     for index in sorted(range(len(units)), key=lambda index: units[index].length):
-        rows = sum(units[other].rows for other in batch) + units[index].rows
-        if batch and (rows > batch_rows or units[batch[0]].key != units[index].key):
+        unit = units[index]
+        rows = sum(units[other].rows for other in batch) + unit.rows
+        full = rows > batch_rows or rows * unit.length > batch_tokens
+        if batch and (full or units[batch[0]].key != unit.key):
             yield batch
             batch = []
         batch.append(index)

@@ -17,7 +17,7 @@ from app.runtime.tasks.text_classification import TextClassification
 from model.package import main
 from tests import onnx_models
 from tests.onnx_models import save, tensor
-from tests.unit.runtime.tasks.test_text_classification import word_tokenizer
+from tests.unit.runtime.tasks.test_text import word_tokenizer
 
 
 @pytest.fixture

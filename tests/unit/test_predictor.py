@@ -26,8 +26,10 @@ from app.predictor import Predictor, Usage
 from app.runtime.loading import load_model
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded
+from app.runtime.tasks.answers import Label
 from app.runtime.tasks.tensors import TensorTask
-from app.runtime.tasks.text_classification import QUICK_CHARACTERS, TextClassification
+from app.runtime.tasks.text import QUICK_CHARACTERS
+from app.runtime.tasks.text_classification import TextClassification
 from app.telemetry.metrics import Metrics
 from model.package import package_text
 from tests import onnx_models
@@ -140,6 +142,11 @@ async def serving(model: Model) -> AsyncIterator[Observed]:
         predictor.batcher.close(PATIENCE_SECONDS)
 
 
+async def classify(predictor: Predictor, texts: list[str], deadline: float, usage: Usage) -> list[Label]:
+    """What /predict answers."""
+    return await predictor.run(texts, predictor.model.task.predictions, deadline, usage)
+
+
 def sample(predictor: Observed, metric: str, **labels: str) -> float | None:
     return predictor.metrics.registry.get_sample_value(metric, labels)
 
@@ -154,47 +161,59 @@ async def entered(model: HeldModel) -> None:
 async def test_each_text_gets_its_likeliest_label_in_order(text_model: Model) -> None:
     texts = ["sun", "rain rain", "snow fog wind", "hail", "dew frost sun rain", "an unknown word", "wind"]
     async with serving(text_model) as predictor:
-        together = await predictor.classify(texts, later(), Usage())
-        alone = [(await predictor.classify([text], later(), Usage()))[0] for text in texts]
+        together = await classify(predictor, texts, later(), Usage())
+        alone = [(await classify(predictor, [text], later(), Usage()))[0] for text in texts]
     assert len({prediction.label for prediction in together}) > 1
     for text, one, many in zip(texts, alone, together, strict=True):
         expected = text_model.run([text_model.task.encode([text])[0].payload])[0]
         assert one.label == many.label == LABELS[int(np.argmax(expected))]
         assert one.score == pytest.approx(float(max(expected)), abs=1e-5)
         assert many.score == pytest.approx(one.score, abs=1e-5)
-        assert float(one.probabilities.sum()) == pytest.approx(1, abs=1e-5)
+        assert float(expected.sum()) == pytest.approx(1, abs=1e-5)
 
 
 async def test_a_text_longer_than_the_window_is_cut_and_flagged(text_model: Model) -> None:
     exact, longer = " ".join(["sun"] * MAX_TOKENS), " ".join(["sun"] * MAX_TOKENS + ["rain"])
     async with serving(text_model) as predictor:
         usage = Usage()
-        fitting, cut = await predictor.classify([exact, longer], later(), usage)
+        fitting, cut = await classify(predictor, [exact, longer], later(), usage)
     assert (fitting.truncated, cut.truncated) == (False, True)
     assert cut.score == fitting.score
     assert usage.tokens == 2 * MAX_TOKENS
+
+
+async def test_a_text_that_may_not_be_cut_is_invalid_and_waits_for_nothing(text_model: Model) -> None:
+    def answer(units: Sequence[Encoded], results: Sequence[Any]) -> list[int]:
+        return [unit.length for unit in units]
+
+    exact, longer = " ".join(["sun"] * MAX_TOKENS), " ".join(["sun"] * MAX_TOKENS + ["rain"])
+    async with serving(text_model) as predictor:
+        with pytest.raises(Invalid, match="longer than the model's window"):
+            await predictor.run([exact, longer], answer, later(), Usage(), truncate=False)
+        assert predictor.metrics.statistics.failed == predictor.waiting == 0
+        assert await predictor.run([exact], answer, later(), Usage(), truncate=False) == [MAX_TOKENS]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u2003\u00a0"])
 async def test_a_blank_text_is_invalid_by_its_place(text_model: Model, blank: str) -> None:
     async with serving(text_model) as predictor:
         with pytest.raises(Invalid, match="text 1"):
-            await predictor.classify(["sun", blank], later(), Usage())
+            await classify(predictor, ["sun", blank], later(), Usage())
         assert predictor.waiting == 0
 
 
 async def test_a_lone_surrogate_is_invalid(text_model: Model) -> None:
     async with serving(text_model) as predictor:
         with pytest.raises(Invalid, match="surrogates"):
-            await predictor.classify(["sun \ud800"], later(), Usage())
+            await classify(predictor, ["sun \ud800"], later(), Usage())
 
 
 async def test_long_texts_are_tokenised_beside_the_event_loop_and_short_ones_on_it(text_model: Model) -> None:
     model, task = watched(text_model)
     async with serving(model) as predictor:
-        await predictor.classify(["sun"], later(), Usage())
+        await classify(predictor, ["sun"], later(), Usage())
         assert task.threads == [threading.get_ident()]
-        await predictor.classify(["rain " * QUICK_CHARACTERS], later(), Usage())
+        await classify(predictor, ["rain " * QUICK_CHARACTERS], later(), Usage())
         assert task.threads[1] != threading.get_ident()
 
 
@@ -202,7 +221,7 @@ async def test_what_the_queue_can_never_hold_is_not_even_tokenised(text_model: M
     model, task = watched(text_model)
     async with serving(model) as predictor:
         with pytest.raises(TooManyRows):
-            await predictor.classify(["sun"] * 17, later(), Usage())
+            await classify(predictor, ["sun"] * 17, later(), Usage())
         assert task.threads == []
 
 
@@ -210,16 +229,16 @@ async def test_what_finds_no_room_is_refused_at_the_door_and_behind_it(text_mode
     model = held(text_model)
     async with serving(model) as predictor:
         predictor.batcher.admission.admit()
-        filling = [asyncio.create_task(predictor.classify(["sun"] * 15, later(), Usage()))]
+        filling = [asyncio.create_task(classify(predictor, ["sun"] * 15, later(), Usage()))]
         await entered(model)
-        filling.append(asyncio.create_task(predictor.classify(["sun"] * 5, later(), Usage())))
+        filling.append(asyncio.create_task(classify(predictor, ["sun"] * 5, later(), Usage())))
         await asyncio.sleep(0)
         for ask in (predictor.batcher.admission.admit, lambda: predictor.batcher.submit([Encoded([2], 1)], later())):
             with pytest.raises(Unavailable) as caught:
                 ask()
             assert caught.value.reason == "queue_full"
         with pytest.raises(Unavailable) as caught:
-            await predictor.classify(["rain"], later(), Usage())
+            await classify(predictor, ["rain"], later(), Usage())
         assert caught.value.reason == "queue_full"
         model.opened.set()
         assert [len(answer) for answer in await asyncio.gather(*filling)] == [15, 5]
@@ -230,7 +249,7 @@ async def test_a_request_ends_at_its_deadline(text_model: Model) -> None:
     async with serving(held(text_model)) as predictor:
         usage = Usage()
         with pytest.raises(DeadlineExceeded):
-            await predictor.classify(["sun"], later(0.01), usage)
+            await classify(predictor, ["sun"], later(0.01), usage)
         assert (usage.rows, usage.tokens) == (1, 1)
         assert predictor.metrics.statistics.failed == 1
 
@@ -238,9 +257,9 @@ async def test_a_request_ends_at_its_deadline(text_model: Model) -> None:
 async def test_giving_up_frees_the_queue(text_model: Model) -> None:
     model = held(text_model)
     async with serving(model) as predictor:
-        running = asyncio.create_task(predictor.classify(["sun"], later(), Usage()))
+        running = asyncio.create_task(classify(predictor, ["sun"], later(), Usage()))
         await entered(model)
-        waiting = asyncio.create_task(predictor.classify(["rain", "snow"], later(), Usage()))
+        waiting = asyncio.create_task(classify(predictor, ["rain", "snow"], later(), Usage()))
         await asyncio.sleep(0)
         assert predictor.waiting == 2
         waiting.cancel()
@@ -299,12 +318,6 @@ async def test_a_row_the_model_fails_on_fails_its_own_request_alone(lookup_model
         assert (predictor.metrics.statistics.succeeded, predictor.metrics.statistics.failed) == (2, 1)
 
 
-async def test_a_tensor_model_takes_no_texts_and_says_where_it_takes_tensors(mlp_model: Model) -> None:
-    async with serving(mlp_model) as predictor:
-        with pytest.raises(NotFound, match="tensors: use /v2/models/test-model/infer"):
-            await predictor.classify(["sun"], later(), Usage())
-
-
 async def test_more_rows_of_tensors_than_the_queue_can_ever_hold_are_refused(mlp_model: Model) -> None:
     async with serving(mlp_model) as predictor:
         with pytest.raises(TooManyRows):
@@ -313,7 +326,7 @@ async def test_more_rows_of_tensors_than_the_queue_can_ever_hold_are_refused(mlp
 
 async def test_a_text_model_answers_texts_that_come_as_tensors_as_it_answers_others(text_model: Model) -> None:
     async with serving(text_model) as predictor:
-        expected = await predictor.classify(["sun", "rain"], later(), Usage())
+        expected = await classify(predictor, ["sun", "rain"], later(), Usage())
         outputs = await predictor.infer({"text": np.array([b"sun", b"rain"], object)}, later(), Usage())
     assert outputs["label"].tolist() == [each.label for each in expected]
     assert outputs["score"].tolist() == pytest.approx([each.score for each in expected])
@@ -338,9 +351,9 @@ async def test_usage_and_statistics_add_up(text_model: Model) -> None:
     async with serving(text_model) as predictor:
         usages = [Usage() for _ in range(3)]
         for usage, texts in zip(usages, (["sun"], ["rain snow", "fog"], ["wind wind wind"]), strict=True):
-            await predictor.classify(texts, later(), usage)
+            await classify(predictor, texts, later(), usage)
         with pytest.raises(Invalid):
-            await predictor.classify([""], later(), Usage())
+            await classify(predictor, [""], later(), Usage())
         statistics = predictor.metrics.statistics
         assert [(usage.rows, usage.tokens) for usage in usages] == [(1, 1), (2, 3), (1, 3)]
         assert all(usage.queue_seconds > 0 and usage.inference_seconds > 0 for usage in usages)
@@ -377,6 +390,6 @@ async def test_results_of_many_megabytes_are_joined_in_a_thread_and_small_ones_o
 
 async def test_tokens_are_counted_as_real_and_as_padding(text_model: Model) -> None:
     async with serving(text_model) as predictor:
-        await predictor.classify(["sun sun sun sun sun", "rain", "snow snow"], later(), Usage())
+        await classify(predictor, ["sun sun sun sun sun", "rain", "snow snow"], later(), Usage())
         assert sample(predictor, "inference_tokens_total", kind="real") == 8
         assert sample(predictor, "inference_tokens_total", kind="padding") == 3 * 5 - 8

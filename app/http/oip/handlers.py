@@ -74,8 +74,8 @@ def _encode(content: InferRequest, model: Model, outputs: Tensors, most_bytes: i
     manifest, task = model.artifact.manifest, model.task
     for want in content.outputs:
         if (count := want.parameters.classification) and want.name in outputs:
-            rows = task.batched or task.takes_texts
-            outputs = outputs | {want.name: classified(outputs[want.name], count, manifest.labels, rows=rows)}
+            found = classified(outputs[want.name], count, manifest.labels, rows=task.by_rows)
+            outputs = outputs | {want.name: found}
     return encode_response(content, manifest.name, manifest.version, outputs, most_bytes)
 
 

@@ -3,18 +3,24 @@
 A new task is one file here and one entry of `TASKS`. Knows nothing of queues, HTTP or ONNX Runtime.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
-from app.artifact.datatypes import Array, Tensors
+from msgspec import Struct
+
+from app.artifact.datatypes import Tensors
 from app.artifact.manifest import MANIFEST, Artifact, TensorSpec
 from app.errors import ArtifactError
 
 # The manifest's `task`, and the class that does it.
 TASKS = {
     "text-classification": "app.runtime.tasks.text_classification.TextClassification",
+    "text-embedding": "app.runtime.tasks.text_embedding.TextEmbedding",
+    "text-pair": "app.runtime.tasks.text_pair.TextPair",
+    "text-regression": "app.runtime.tasks.text_regression.TextRegression",
+    "token-classification": "app.runtime.tasks.token_classification.TokenClassification",
+    "image-classification": "app.runtime.tasks.image_classification.ImageClassification",
     "tensors": "app.runtime.tasks.tensors.TensorTask",
 }
 
@@ -30,16 +36,6 @@ class Encoded(NamedTuple):
     truncated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The likeliest label, its probability, whether the text was cut to the model's window, all probabilities."""
-
-    label: str
-    score: float
-    truncated: bool
-    probabilities: Array
-
-
 class GoldenCase(NamedTuple):
     """Units, what the model must answer to them as the task's outputs, and where that is written."""
 
@@ -51,16 +47,16 @@ class GoldenCase(NamedTuple):
 class Task(Protocol):
     """All that the gate, the predictor and the protocol ask of a task.
 
-    inputs, outputs: as clients of the Open Inference Protocol see them. takes_texts: whether /predict does too.
-    counts_tokens: whether a `length` is tokens; else it is golden rows, and a run takes as many of these as of rows.
-    batched: whether the first axis of every input is rows, as Triton's model configuration means it.
+    inputs, outputs: as clients of the Open Inference Protocol see them. counts_tokens: whether a `length` is tokens;
+    else it is golden rows, and a run takes as many of these as of rows. batched: whether the first axis of every input
+    is rows, as Triton's model configuration means it. by_rows: whether a request is rows at all, each with its answer.
     """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    takes_texts: bool
     counts_tokens: bool
     batched: bool
+    by_rows: bool
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """batch_rows: the most that one run takes. Raises ArtifactError for a manifest or a file that does not fit."""
@@ -86,14 +82,21 @@ class Task(Protocol):
     def respond(self, units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
         """One request's results as its outputs."""
 
-    def predictions(self, units: Sequence[Encoded], results: Sequence[Any]) -> list[Prediction]:
-        """One request's results as predictions, where the task takes texts."""
-
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """The smallest and the largest batch."""
 
+    def check(self, infer: Callable[[Tensors], Tensors]) -> None:
+        """What must hold of the model, `infer`, beyond its golden cases. Raises ArtifactError if it does not."""
+
     def golden(self) -> list[GoldenCase]:
         """What the model must answer before it may serve. Raises ArtifactError if that cannot be read."""
+
+
+class PredictTask(Task, Protocol):
+    """A task that /predict serves."""
+
+    def predictions(self, units: Sequence[Encoded], results: Sequence[Any]) -> Sequence[Struct]:
+        """One request's results as its answers, one for each row, as JSON has them."""
 
 
 def open_task(artifact: Artifact, batch_rows: int) -> Task:

@@ -1,9 +1,9 @@
 """Any model by its own inputs and outputs. A payload is inputs by name, [rows, ...]; a result outputs by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -21,7 +21,6 @@ LARGE_ROW_ELEMENTS = 2048
 class TensorTask:
     """See `app.runtime.tasks.Task`."""
 
-    takes_texts = False
     counts_tokens = False
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
@@ -32,7 +31,7 @@ class TensorTask:
             raise ArtifactError(f"{where}: `golden.file`: expected an .npz file for task {manifest.task}, found none")
         self.inputs: Sequence[TensorSpec] = manifest.inputs
         self.outputs: Sequence[TensorSpec] = manifest.outputs
-        self.batched = manifest.batching
+        self.batched = self.by_rows = manifest.batching
         self._batch_rows = batch_rows
         self._golden_path, self._golden_outputs = artifact.path(manifest.golden.file), manifest.outputs
         self._row_elements = self._max_row_elements = 0
@@ -123,9 +122,6 @@ class TensorTask:
     def respond(self, units: Sequence[Encoded], results: Sequence[Any]) -> Tensors:
         return _joined(results)
 
-    def predictions(self, units: Sequence[Encoded], results: Sequence[Any]) -> NoReturn:
-        raise NotImplementedError("the task takes no texts")
-
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """The first row of the golden inputs alone, and as often as a run takes it."""
         units = self.golden()[0].units
@@ -134,6 +130,9 @@ class TensorTask:
         one: Tensors = {name: array[:1] for name, array in units[0].payload.items()}
         tile = {name: np.repeat(array, batch_rows, axis=0) for name, array in one.items()}
         return [Encoded(one, 1)], [Encoded(tile, 1, batch_rows)]
+
+    def check(self, infer: Callable[[Tensors], Tensors]) -> None:
+        """Nothing: golden inputs are all that is known of what such a model takes."""
 
     def golden(self) -> list[GoldenCase]:
         """The arrays `input.NAME` and `output.NAME` of the golden file. Raises ArtifactError if one is missing."""

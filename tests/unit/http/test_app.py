@@ -21,6 +21,8 @@ from tests.unit.http.test_connection import connected, leave
 
 MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 KEY, ORIGIN = "a-key", "https://shop.example"
+# Of what is asked for here: 404 is a route of another task, 400 and 422 one that takes another body.
+ANSWERS = (200, 400, 404, 422)
 PAGES = ("/docs", "/openapi.json", "/nowhere")
 
 
@@ -113,7 +115,7 @@ async def test_a_middleware_of_starlettes_own_kind_is_around_every_route(bundled
     async with Served(bundled) as served:
         served.app.add_middleware(Stamping)
         client = await served.ask(path_of(route), route.method, PREDICT)
-        assert client.status in (200, 400, 422)
+        assert client.status in ANSWERS
         assert client.headers["x-stamp"] == "stamped"
 
 
@@ -212,7 +214,7 @@ async def test_hooks_hold_for_every_route_that_is_not_exempt(bundled: Model, ask
         assert client.headers["www-authenticate"] == "Bearer"
         assert client.headers["x-request-id"]
         admitted = await served.ask(path_of(route), route.method, PREDICT, authorization=f"Bearer {KEY}")
-        assert admitted.status == 403 if route.path == "/v2" else admitted.status in (200, 400, 422)
+        assert admitted.status == 403 if route.path == "/v2" else admitted.status in ANSWERS
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -7,8 +7,9 @@ import pytest
 
 from app.http.oip import handlers
 from app.http.openapi import document
-from app.http.routes import LABELS, ROUTES, Route, find_inference_route
+from app.http.routes import LABELS, ROUTES, Route, find_inference_route, serves
 from app.runtime.session import Model
+from app.runtime.tasks import TASKS
 from tests.process import BUNDLED
 from tests.unit.http.asgi import PREDICT, Served
 
@@ -20,6 +21,9 @@ BODIES = {
     "/predict/batch": b'{"texts": ["a", "b"]}',
     "/v2/models/infer": json.dumps(TENSOR).encode(),
 }
+# Those of the bundled model's task.
+SERVED = tuple(route for route in ROUTES if serves(route, MANIFEST["task"]))
+ELSEWHERE = tuple(route for route in ROUTES if not serves(route, MANIFEST["task"]))
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
 PATHS = tuple(dict.fromkeys(route.path for route in ROUTES))
 
@@ -32,7 +36,7 @@ def named(route: Route) -> str:
     return f"{route.method} {route.path}"
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=named)
+@pytest.mark.parametrize("route", SERVED, ids=named)
 async def test_every_row_answers_is_described_and_is_counted_from_the_start(bundled: Model, route: Route) -> None:
     status = 400 if route.handler is handlers.repository_change else 200  # which only says that it is not done here
     async with Served(bundled) as served:
@@ -48,7 +52,34 @@ async def test_every_row_answers_is_described_and_is_counted_from_the_start(bund
 
 
 def test_every_label_of_the_table_is_one_of_metrics() -> None:
-    assert set(LABELS) == {route.label for route in ROUTES if route.label} == set(BODIES)
+    assert set(LABELS) == {route.label for route in ROUTES if route.label}
+    assert {route.label for route in SERVED if route.label} == set(BODIES)
+
+
+def test_every_task_of_the_table_is_one_that_there_is_and_has_one_handler_on_a_path() -> None:
+    assert {task for route in ROUTES for task in route.tasks} <= set(TASKS)
+    for task in TASKS:
+        served = [(route.method, route.path) for route in ROUTES if serves(route, task)]
+        assert len(set(served)) == len(served)
+
+
+@pytest.mark.parametrize("path", sorted({route.path for route in ELSEWHERE} - {route.path for route in SERVED}))
+async def test_a_route_of_another_task_is_not_found_and_says_which_are(bundled: Model, path: str) -> None:
+    async with Served(bundled) as served:
+        client = await served.ask(path, "POST", PREDICT)
+        assert client.status == 404
+        assert client.body == {
+            "error": "this model's task is text-classification: use POST /predict, POST /predict/batch, "
+            f"POST /v2/models/{NAME}/infer"
+        }
+        assert served.requests(404, path) == 1
+        assert path not in document(served.app)["paths"]
+
+
+async def test_there_is_no_document_before_the_model_says_which_routes_there_are() -> None:
+    async with Served() as served:
+        client = await served.ask("/openapi.json")
+        assert (client.status, client.body) == (503, {"error": "not ready: verifying"})
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -23,7 +23,7 @@ from app.runtime.session import Model, Session
 from model.package import file_entry, package_tensors, package_text
 from tests import onnx_models
 from tests.process import BUNDLED
-from tests.unit.runtime.tasks.test_text_classification import word_tokenizer
+from tests.unit.runtime.tasks.test_text import word_tokenizer
 
 TOLERANCE = 1e-4
 TEXTS = ["good day", "bad", "a fine day and a good one, fine"]
