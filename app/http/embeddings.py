@@ -1,5 +1,6 @@
 """/embed and /v1/embeddings: vectors of texts, in the shapes of Text Embeddings Inference and of OpenAI."""
 
+import asyncio
 from base64 import b64encode
 from functools import partial
 from typing import Any, Literal, cast
@@ -15,6 +16,8 @@ from app.http.response import Response, json_response
 from app.runtime.tasks.text_embedding import TextEmbedding
 
 Vectors = NDArray[np.float32]
+# Writing more numbers than that takes longer than a thread does to start.
+QUICK_NUMBERS = 8192
 Direction = Literal["right", "Right", "left", "Left"]
 
 
@@ -71,7 +74,7 @@ async def embed(request: InferenceRequest) -> Response:
     if not texts:
         raise Invalid("inputs: expected at least one")
     found = await _vectors(request, texts, body.dimensions, body.normalize, truncate=body.truncate is not False)
-    return json_response(found.tolist(), request.model_headers())
+    return json_response(await _written(found, packed=False), request.model_headers())
 
 
 async def embeddings(request: InferenceRequest) -> Response:
@@ -86,8 +89,8 @@ async def embeddings(request: InferenceRequest) -> Response:
     if not all(isinstance(text, str) for text in texts):
         raise BadRequest("input: expected a text or a list of texts; token ids are not taken, send the text itself")
     found = await _vectors(request, texts, body.dimensions, None, truncate=True)
-    packed = body.encoding_format == "base64"
-    data = [Embedding(index, _packed(row) if packed else row.tolist()) for index, row in enumerate(found)]
+    vectors = await _written(found, packed=body.encoding_format == "base64")
+    data = [Embedding(index, vector) for index, vector in enumerate(vectors)]
     tokens, name = request.usage.tokens, request.predictor.model.artifact.manifest.name
     return json_response(EmbeddingsResponse(data, name, TokenUsage(tokens, tokens)), request.model_headers())
 
@@ -107,6 +110,18 @@ def require_right(direction: Direction | None) -> None:
     """Raises Invalid if a text is to lose its start instead of its end."""
     if direction is not None and direction.lower() == "left":
         raise Invalid("truncation_direction: expected right; texts are cut at their end")
+
+
+async def _written(rows: Vectors, *, packed: bool) -> list[Any]:
+    """Each row as JSON has it; where that is much in a thread, which lets others go on between rows."""
+    write = _packed if packed else _as_json
+    if rows.size <= QUICK_NUMBERS:
+        return [write(row) for row in rows]
+    return await asyncio.to_thread(lambda: [write(row) for row in rows])
+
+
+def _as_json(row: Vectors) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(row.tolist()))
 
 
 def _packed(row: Vectors) -> str:

@@ -1,4 +1,4 @@
-"""The real application with the bundled tokenizer, in this process, over a model that says zero of everything; and what
+"""The real application with the bundled tokenizer, in this process, over a model that says the same of everything; and what
 must hold of it after every request."""
 
 import asyncio
@@ -24,14 +24,17 @@ NAME = read_artifact(BUNDLED).manifest.name
 PATIENCE_SECONDS = 60
 
 
-def zeros() -> Model:
+def undecided() -> Model:
     """The bundled model, without the time that it takes."""
     model = load_model(BUNDLED)
     manifest = model.artifact.manifest
 
     def infer(inputs: Tensors) -> Tensors:
         rows = len(next(iter(inputs.values())))
-        return {spec.name: np.zeros((rows, len(manifest.labels)), np.float32) for spec in manifest.outputs}
+        return {
+            spec.name: np.full((rows, len(manifest.labels)), 1 / len(manifest.labels), np.float32)
+            for spec in manifest.outputs
+        }
 
     return replace(model, infer=infer)
 
@@ -56,7 +59,7 @@ class Service:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self.served = Served(zeros(), max_queue_wait_ms=PATIENCE_SECONDS * 1000)
+        self.served = Served(undecided(), max_queue_wait_ms=PATIENCE_SECONDS * 1000)
         self.logged: list[tuple[str, str]] = []
         structlog.configure(processors=[self._own])
         handler = logging.Handler()
