@@ -1,5 +1,5 @@
-"""The real application with the bundled tokenizer, in this process, over a model that says the same of everything; and what
-must hold of it after every request."""
+"""The real application with the bundled tokenizer, in this process, over a model that says the same of everything; and
+what must hold of it after every request."""
 
 import asyncio
 import logging
@@ -30,9 +30,9 @@ def undecided() -> Model:
     manifest = model.artifact.manifest
 
     def infer(inputs: Tensors) -> Tensors:
-        rows = len(next(iter(inputs.values())))
+        rows, share = len(next(iter(inputs.values()))), 1 / len(manifest.labels)
         return {
-            spec.name: np.full((rows, len(manifest.labels)), 1 / len(manifest.labels), np.float32)
+            spec.name: np.full((rows, len(manifest.labels)), share, np.float32)
             for spec in manifest.outputs
         }
 
