@@ -16,10 +16,11 @@ from typing import ClassVar, Literal
 
 import httpx
 
+from tests.text_model import text_model
+
 # Reading all the authorities that a system trusts would take longer than most requests here.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 ROOT = Path(__file__).parent.parent
-BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
 
 
@@ -37,19 +38,26 @@ class ServerProcess:
 
     def __init__(
         self,
-        model_dir: Path = BUNDLED,
+        model_dir: Path | None = None,
         *,
         cwd: Path = ROOT,
         output: int | Literal["closed"] | None = None,
         environment: Mapping[str, str] | None = None,
         **settings: object,
     ) -> None:
-        """output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
+        """model_dir: the artifact, by default the one of tests.text_model.
+
+        output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
 
         environment: variables besides the settings.
         """
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-        chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
+        chosen = {
+            "APP_PROVIDER": "cpu",
+            "APP_HOST": "127.0.0.1",
+            "APP_PORT": "0",
+            "APP_MODEL_DIR": str(model_dir or text_model()),
+        }
         chosen |= {f"APP_{name.upper()}": str(value) for name, value in (self.defaults | settings).items()}
         # Closed with the process, in __exit__.
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115

@@ -17,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import BUNDLED, ROOT
+from tests.process import ROOT
 
+BUNDLED = ROOT / "model" / "sentiment"
 IMAGE = os.environ.get("TEST_IMAGE", "")
 pytestmark = pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: `make image-test` builds one")
 

@@ -27,7 +27,7 @@ from tests.manifests import (
     quantity,
     server_of,
 )
-from tests.process import BUNDLED
+from tests.process import ROOT
 
 CLUSTER_SCOPED = {"Namespace"}
 # uvicorn waits 1 s for connections to close, and its loop looks every 0.1 s.
@@ -415,7 +415,7 @@ def test_the_autoscalers_agree_on_the_target() -> None:
 
 
 def test_the_release_is_the_bundled_artifact_and_this_version_of_the_server() -> None:
-    text = (BUNDLED / "manifest.json").read_bytes()
+    text = (ROOT / "model/sentiment/manifest.json").read_bytes()
     manifest, digest = json.loads(text), hashlib.sha256(text).hexdigest()
     objects = Variation("base").objects()
     (deployment,) = of_kind(objects, "Deployment")

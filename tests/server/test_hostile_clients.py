@@ -4,7 +4,6 @@ Each attack's bytes go to a real process, which must answer probes all along and
 """
 
 import gzip
-import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import NAME
 
-NAME = json.loads((BUNDLED / "manifest.json").read_text())["name"]
 INFER = f"/v2/models/{NAME}/infer"
 MAX_GROWTH_BYTES = 64 << 20
 PATIENCE_SECONDS = 60

@@ -8,11 +8,9 @@ import pytest
 from app.http.openapi import document
 from app.http.routes import LABELS, ROUTES, Route, find_inference_route
 from app.runtime.session import Model
-from tests.process import BUNDLED
+from tests.text_model import NAME, VERSION
 from tests.unit.http.asgi import PREDICT, Served
 
-MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
-NAME, VERSION = MANIFEST["name"], MANIFEST["version"]
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["the heron waits"]}]}
 BODIES = {
     "/predict": PREDICT,
@@ -32,8 +30,8 @@ def named(route: Route) -> str:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=named)
-async def test_every_row_answers_is_described_and_is_counted_from_the_start(bundled: Model, route: Route) -> None:
-    async with Served(bundled) as served:
+async def test_every_row_answers_is_described_and_is_counted_from_the_start(reviews: Model, route: Route) -> None:
+    async with Served(reviews) as served:
         if route.label:
             assert served.requests(200, route.label) == 0
             assert served.sample("inference_request_duration_seconds_count", route=route.label) == 0
@@ -51,10 +49,10 @@ def test_every_label_of_the_table_is_one_of_metrics() -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_another_method_on_a_path_of_the_table_is_405_and_says_which_is_allowed(
-    bundled: Model, path: str
+    reviews: Model, path: str
 ) -> None:
     allowed = {route.method for route in ROUTES if route.path == path}
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for method in METHODS:
             if method not in allowed:
                 client = await served.ask(filled(path), method, PREDICT)
@@ -88,9 +86,9 @@ NEAR_MISSES = (
 
 @pytest.mark.parametrize("path", NEAR_MISSES, ids=lambda path: ascii(path[:60]))
 async def test_what_only_looks_like_a_route_is_an_error_and_neither_a_redirect_nor_a_failure(
-    bundled: Model, path: str
+    reviews: Model, path: str
 ) -> None:
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for method in METHODS:
             client = await served.ask(path, method, PREDICT)
             assert client.status == 200 or 400 <= client.status < 500, method
@@ -102,8 +100,8 @@ async def test_what_only_looks_like_a_route_is_an_error_and_neither_a_redirect_n
                 assert client.headers["allow"]
 
 
-async def test_a_model_called_infer_takes_no_inference_by_its_name_alone(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_model_called_infer_takes_no_inference_by_its_name_alone(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = await served.ask("/v2/models/infer", "POST", PREDICT)
         assert client.status in (404, 405)
         assert list(client.body) == ["error"]
