@@ -20,14 +20,12 @@ from loadtest.client import Client
 from loadtest.connection import Target
 from loadtest.texts import sentences
 from tests.process import ServerProcess
-from tests.text_model import text_model
+from tests.text_model import SLOW, text_model
 
 SECONDS = 2.5
 PATIENCE_SECONDS = 60
 GROWTH_BYTES = 16 * 2**20
 TEXTS = sentences(1024, seed=2)
-# About what a small transformer costs: a model that costs nothing is never waited for.
-PRODUCTS = 2500
 
 
 def settled(url: str) -> dict[str, float]:
@@ -71,7 +69,7 @@ class Probes:
 
 
 async def test_clients_that_do_not_wait_after_a_refusal_leave_nothing_behind() -> None:
-    with ServerProcess(text_model(PRODUCTS), max_queue_rows=8).ready() as process, Probes(process.url) as probes:
+    with ServerProcess(text_model(SLOW), max_queue_rows=8).ready() as process, Probes(process.url) as probes:
         target = Target.of(f"{process.url}/predict")
         client = Client(target, [target.post(b'{"text": "It rains."}')], back_off_seconds=0.0)
         client.hold(64)
@@ -91,7 +89,7 @@ async def test_clients_that_do_not_wait_after_a_refusal_leave_nothing_behind() -
 
 @pytest.fixture(scope="module")
 def heavy() -> Iterator[Running]:
-    with serving(service(text_model(PRODUCTS), max_queue_wait_ms=600_000, request_timeout_ms=600_000)) as running:
+    with serving(service(text_model(SLOW), max_queue_wait_ms=600_000, request_timeout_ms=600_000)) as running:
         yield running
 
 
@@ -144,7 +142,7 @@ def test_all_but_the_model_costs_a_few_times_what_a_web_server_with_a_constant_a
 def test_five_times_its_capacity_leaves_nothing_behind(request: pytest.FixtureRequest) -> None:
     seconds = request.config.getoption("--overload-seconds")
     allow_connections()
-    with serving(service(text_model(PRODUCTS), max_queue_wait_ms=100)) as running:
+    with serving(service(text_model(SLOW), max_queue_wait_ms=100)) as running:
         capacity = closed(running, TEXTS, 16, SECONDS)["requests_per_second"]
 
         def overload() -> dict[str, float]:
