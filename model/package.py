@@ -138,7 +138,15 @@ def is_batchable(session: Session, inputs: Tensors, outputs: Tensors, tolerance:
 
 
 def package_tensors(
-    model: Path, folder: Path, *, name: str, version: str, inputs: Path | None, size: int, tolerance: float
+    model: Path,
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    inputs: Path | None,
+    size: int,
+    tolerance: float,
+    precision: str | None = None,
 ) -> None:
     """Writes an artifact for a model of any inputs and outputs into the empty `folder`."""
     session = Session.open(model, "cpu")
@@ -164,7 +172,7 @@ def package_tensors(
         name=name,
         version=version,
         task="tensors",
-        precision=_precision(specs, output_specs),
+        precision=precision or _precision(specs, output_specs),
         model_file=MODEL_FILE,
         files=_entries(folder),
         inputs=specs,
@@ -272,11 +280,18 @@ def _precision(*groups: list[TensorSpec]) -> str:
 
 def main() -> None:
     """Command line of `python -m model.package`."""
-    parser = argparse.ArgumentParser(prog="python -m model.package", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.package",
+        description=__doc__,
+        epilog="example: python -m model.package classifier.onnx --tokenizer tokenizer.json --name reviews --version 1",
+    )
     parser.add_argument("model", type=Path, help="ONNX file; weights in FILE.onnx.data beside it come along")
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
     parser.add_argument("--out", type=Path, help="artifact folder to create (default: ./NAME)")
+    parser.add_argument(
+        "--precision", help="of the weights, for people: int8, fp16 (default: of inputs and outputs, or fp32)"
+    )
     parser.add_argument("--tolerance", type=float, default=DEFAULT_TOLERANCE, help="absolute, on golden outputs")
     tensors = parser.add_argument_group("any model (task tensors)")
     tensors.add_argument("--inputs", type=Path, help=".npz with one array for each input (default: generated)")
@@ -307,10 +322,13 @@ def main() -> None:
                     max_tokens=args.max_tokens,
                     scores=args.scores,
                     texts=read_texts(args.texts) if args.texts else list(GOLDEN_TEXTS),
+                    precision=args.precision or "fp32",
                     **common,
                 )
             else:
-                package_tensors(args.model, folder, inputs=args.inputs, size=args.size, **common)
+                package_tensors(
+                    args.model, folder, inputs=args.inputs, size=args.size, precision=args.precision, **common
+                )
             folder.rename(out)
     except (StartupError, OSError) as error:
         print(f"model.package: {error}", file=sys.stderr)

@@ -325,6 +325,13 @@ def test_a_classifier_with_its_tokenizer_becomes_a_text_artifact(text_model, mad
     assert len(found.golden.examples) > 3
 
 
+@pytest.mark.parametrize("kind", ["text", "tensors"])
+def test_a_precision_that_is_named_is_what_the_manifest_says(text_model, package, made, kind):
+    source = text_model.model
+    assert (text_model("--precision", "int8") if kind == "text" else package(source, "--precision", "int8")) == 0
+    assert load_model(made).artifact.manifest.precision == "int8"
+
+
 def test_logits_are_served_as_probabilities(text_model, made):
     text_model()
     model = load_model(made)
