@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import psutil
 from tqdm import tqdm
 
+from app.errors import ArtifactError
+from app.runtime.tasks.tensors import load_arrays
 from loadtest.capacity import analysis, derive, explore, scrape, start
 from loadtest.capacity.explore import MAX_REPEATS
 from loadtest.capacity.measure import closed_step, open_step
@@ -97,15 +98,15 @@ def given(served: Served, file: Path) -> Load:
     """The one request that a .npz file holds, in arrays called NAME or, as in an artifact's golden.npz, input.NAME.
     Raises PayloadError."""
     try:
-        with np.load(file) as arrays:
-            found = {name.removeprefix("input."): arrays[name] for name in arrays if not name.startswith("output.")}
-    except (OSError, ValueError) as error:
-        raise PayloadError(f"--inputs {file}: {error}") from None
+        arrays = load_arrays(file)
+    except ArtifactError as error:
+        raise PayloadError(f"--inputs {error}") from None
+    found = {name.removeprefix("input."): array for name, array in arrays.items() if not name.startswith("output.")}
     names = [spec["name"] for spec in served.inputs]
     if sorted(found) != sorted(names):
         raise PayloadError(f"--inputs {file}: expected arrays {sorted(names)}, found {sorted(found)}")
-    arrays = [(spec, found[spec["name"]]) for spec in served.inputs]
-    tensors = [(spec, array.shape, values_bytes(spec, array.ravel().tolist())) for spec, array in arrays]
+    pairs = [(spec, found[spec["name"]]) for spec in served.inputs]
+    tensors = [(spec, array.shape, values_bytes(spec, array.ravel().tolist())) for spec, array in pairs]
     return Load([served.payload(tensors)], "one request of given inputs")
 
 
