@@ -7,7 +7,7 @@ DATA ?= data
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check soak fuzz bench load profile lint format rename lock artifact-cuda image-cpu image-gpu image-fetch \
-	image-tools image-test clean
+	release image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,18 +96,24 @@ new-name:
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 IMAGE ?= $(PROJECT)
+# The artifact that goes into images and releases: the one that the server takes by itself.
+MODEL ?= $(shell awk -F '"' '/ model_dir: Path/{print $$2; exit}' app/settings.py)
 # Where there is no image registry: a base from Debian's packages, built without a container engine's network.
 TEST_BASE := localhost/debian-python:bookworm
 TEST_IMAGE := localhost/$(PROJECT):test
+TEST_MODEL := artifacts/test-model
 
-image-cpu: ## the CPU server's image, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
-	sh docker/build.sh cpu $(IMAGE):$(VERSION)
+image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
+	sh docker/build.sh cpu $(IMAGE):$(VERSION) "$(MODEL)"
 
-image-gpu: ## the CUDA server's image; fetches about 2 GB
-	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu
+image-gpu: ## the CUDA server's image with the artifact MODEL=DIR, best an fp16 one; fetches about 2 GB
+	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu "$(MODEL)"
 
 image-fetch: ## the image of model.fetch, for init containers
 	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
+
+release: $(VENV)/cpu ## what k8s/ releases is the artifact MODEL=DIR, after the gate; FOR=gpu, FOR=canary: only there
+	$(BIN)/python -m model.release "$(MODEL)" --to k8s/$(if $(FOR),components/$(FOR),base)/release.env
 
 image-tools: ## install what image-test needs, from Debian's packages (as root)
 	apt-get update -qq
@@ -116,8 +122,9 @@ image-tools: ## install what image-test needs, from Debian's packages (as root)
 image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and run it with podman (as root)
 	buildah inspect $(TEST_BASE) >/dev/null 2>&1 || sh docker/debian-base.sh $(TEST_BASE)
 	buildah rmi $(TEST_IMAGE) >/dev/null 2>&1 || true
+	$(BIN)/python -m tests.text_model $(TEST_MODEL)
 	BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)" \
-		sh docker/build.sh cpu $(TEST_IMAGE)
+		sh docker/build.sh cpu $(TEST_IMAGE) $(TEST_MODEL)
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/deploy/test_images.py $(ARGS)
 
 # Without UPGRADE, pins that still fit stay: for a dependency that is added.

@@ -1,12 +1,20 @@
 #!/bin/sh
-# Builds one image: docker/build.sh cpu|gpu|fetch TAG. `make image-cpu` and the others call it.
+# Builds one image: docker/build.sh cpu|gpu TAG ARTIFACT, or fetch TAG. `make image-cpu` and the others call it.
 #
+# ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
 # BUILD_FLAGS  further flags for the builder, such as --network=host or --build-arg BASE=...
 # PYTHON       reads the version, the model's manifest and pip's configuration; standard library and pip only
+# DRY_RUN      not empty: prints the builder's command in place of running it
 set -eu
+kind=$1 tag=$2 artifact=${3:-} python=${PYTHON:-python3}
+if [ "$kind" != fetch ] && [ ! -f "$artifact/manifest.json" ]; then
+    echo "docker/build.sh: ${artifact:-no folder}: expected an artifact, a folder with manifest.json;" \
+        "python -m model.package makes one" >&2
+    exit 2
+fi
+[ "$kind" = fetch ] || artifact=$(cd "$artifact" && pwd)
 cd "$(dirname "$0")/.."
-kind=$1 tag=$2 python=${PYTHON:-python3}
 
 for builder in ${BUILDER:-docker podman buildah}; do
     # A docker client without an engine is no builder.
@@ -32,18 +40,25 @@ set --
 for secret in pip.conf ca.pem; do
     [ ! -e "$secrets/$secret" ] || set -- "$@" --secret "id=$secret,src=$secrets/$secret"
 done
-field() { "$python" -c 'import json, sys; print(json.load(open("model/sentiment/manifest.json"))[sys.argv[1]])' "$1"; }
+if [ "$kind" != fetch ]; then
+    field() { "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <"$artifact/manifest.json"; }
+    set -- "$@" --build-context "model=$artifact" \
+        --build-arg MODEL_NAME="$(field name)" --build-arg MODEL_VERSION="$(field version)" \
+        --build-arg MODEL_DIGEST="$(sha256sum "$artifact/manifest.json" | cut -d ' ' -f 1)"
+    precision=$(field precision)
+    case $kind-$precision in
+        gpu-fp16 | gpu-bf16 | cpu-*) ;;
+        *) echo "note: $artifact says its precision is $precision. GPUs are fast with fp16, and ONNX Runtime has some int8" \
+            "operators for the CPU only; an fp16 artifact of the same model goes in with MODEL=DIR (docker/README.md)" >&2 ;;
+    esac
+fi
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
-digest=$("$python" -c 'import hashlib; print(hashlib.sha256(open("model/sentiment/manifest.json", "rb").read()).hexdigest())')
 
 # BUILD_FLAGS is a list of words.
 # shellcheck disable=SC2086
-DOCKER_BUILDKIT=1 "$builder" build --file "docker/$kind.Dockerfile" --tag "$tag" "$@" \
+DOCKER_BUILDKIT=1 ${DRY_RUN:+echo} "$builder" build --file "docker/$kind.Dockerfile" --tag "$tag" "$@" \
     --build-arg VERSION="$("$python" -c 'import app; print(app.__version__)')" \
     --build-arg REVISION="$revision" \
-    --build-arg MODEL_NAME="$(field name)" \
-    --build-arg MODEL_VERSION="$(field version)" \
-    --build-arg MODEL_DIGEST="$digest" \
     ${BUILD_FLAGS:-} .
-echo "$tag built with $builder"
+[ -n "${DRY_RUN:-}" ] || echo "$tag built with $builder"

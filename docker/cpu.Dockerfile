@@ -1,4 +1,4 @@
-# The CPU server with the bundled model. Build it with `make image-cpu`, which fills the arguments.
+# The CPU server with one model. Build it with `make image-cpu`, which fills the arguments.
 #
 # The two stages share one base, because the virtual environment links to the base's own interpreter. Any base with
 # `python3` (>= 3.11) and its venv module will do: the official image below, or a plain Debian.
@@ -27,13 +27,15 @@ FROM ${RUNTIME_BASE}
 # The official image brings pip; a server needs none.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/venv /opt/venv
-COPY model/sentiment /models/sentiment
+# A context of its own, --build-context model=DIR: any artifact folder, wherever it is.
+# hadolint ignore=DL3022
+COPY --from=model . /models/current
 COPY --from=build /srv /srv
 WORKDIR /srv
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    APP_MODEL_DIR=/models/sentiment \
+    APP_MODEL_DIR=/models/current \
     APP_PROVIDER=cpu
 # A number, because Kubernetes' runAsNonRoot cannot judge a name.
 USER 10001:10001

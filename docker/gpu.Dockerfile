@@ -1,30 +1,12 @@
-# The CUDA server with the fp16 model. Build it with `make image-gpu`, which fills the arguments.
+# The CUDA server with one model. Build it with `make image-gpu`, which fills the arguments.
 #
 # CUDA and cuDNN come as wheels, locked by hash like everything else: only the libraries that ONNX Runtime loads. NVIDIA's
 # runtime images hold those and a dozen more. The driver is the node's; its container runtime mounts it.
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 ARG RUNTIME_BASE=${BASE}
 
-FROM ${BASE} AS pip
-RUN python3 -m venv /opt/pip
-
-# The fp16 artifact from the committed int8 weights. What that takes (onnx, the CPU's ONNX Runtime) stays in this stage.
-FROM pip AS artifact
-RUN python3 -m venv --without-pip /opt/venv
-COPY docker/requirements-dev.txt /build/requirements.txt
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
-    --mount=type=cache,target=/root/.cache/pip \
-    /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
-      --only-binary :all: --require-hashes -r /build/requirements.txt
-COPY app /srv/app
-COPY model /srv/model
-WORKDIR /srv
-RUN /opt/venv/bin/python -m model.training.export --artifact model/sentiment --precision fp16 --out /models/sentiment \
-    && sha256sum /models/sentiment/manifest.json
-
-FROM pip AS build
-RUN python3 -m venv --without-pip /opt/venv
+FROM ${BASE} AS build
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
 COPY docker/requirements-gpu.txt /build/requirements.txt
 # No cache here: it would keep another copy of every library on the builder, and this is gigabytes.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -41,7 +23,8 @@ RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
 FROM ${RUNTIME_BASE}
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/venv /opt/venv
-COPY --from=artifact /models/sentiment /models/sentiment
+# hadolint ignore=DL3022
+COPY --from=model . /models/current
 COPY --from=build /srv /srv
 WORKDIR /srv
 # NVIDIA_VISIBLE_DEVICES is not set: the GPUs a container gets are for the one who starts it to say.
@@ -49,7 +32,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    APP_MODEL_DIR=/models/sentiment \
+    APP_MODEL_DIR=/models/current \
     APP_PROVIDER=cuda
 USER 10001:10001
 EXPOSE 8000
@@ -63,7 +46,6 @@ ARG REVISION=unknown
 ARG MODEL_NAME=unknown
 ARG MODEL_VERSION=unknown
 ARG MODEL_DIGEST=unknown
-# The artifact is derived in the build: its own digest is in the build's output, and in model_info and the log at start.
 LABEL org.opencontainers.image.title="sentiment-inference" \
       org.opencontainers.image.description="ONNX Runtime inference server, CUDA" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -71,4 +53,4 @@ LABEL org.opencontainers.image.title="sentiment-inference" \
       org.opencontainers.image.revision="${REVISION}" \
       sentiment-inference.model.name="${MODEL_NAME}" \
       sentiment-inference.model.version="${MODEL_VERSION}" \
-      sentiment-inference.model.derived-from-digest="${MODEL_DIGEST}"
+      sentiment-inference.model.digest="${MODEL_DIGEST}"

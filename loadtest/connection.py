@@ -5,11 +5,13 @@ connections, TLS. Knows nothing of when requests are sent.
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httptools
+
+from loadtest.payloads import JSON
 
 
 class TargetError(Exception):
@@ -38,12 +40,23 @@ class Target:
     def local(self) -> bool:
         return self.host in ("localhost", "127.0.0.1", "::1")
 
-    def post(self, body: bytes) -> bytes:
-        """The bytes of one JSON POST."""
+    @property
+    def root(self) -> str:
+        """The URL without its path."""
         parts = urlsplit(self.url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def path(self) -> str:
+        """With the query; empty if the URL has none."""
+        parts = urlsplit(self.url)
+        return parts.path.removesuffix("/") and parts.path + (f"?{parts.query}" if parts.query else "")
+
+    def post(self, body: bytes, headers: Mapping[str, str] = JSON) -> bytes:
+        """The bytes of one POST."""
+        given = {"Host": urlsplit(self.url).netloc, **headers, "Content-Length": str(len(body))}
+        head = [f"POST {self.path or '/'} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+        return "\r\n".join([*head, "", ""]).encode() + body
 
 
 @dataclass(slots=True)

@@ -1,11 +1,13 @@
-"""Traffic for locust: `locust -f loadtest/locustfile.py --host URL`. Closed loop (default): users that wait for their
-answer. Open loop (`--loop open`): arrivals at the rate of a shape that wait for nothing, timed from when they were due.
+"""Traffic for locust: `locust -f loadtest/locustfile.py --host URL`, of what the model there takes. Closed loop
+(default): users that wait for their answer. Open loop (`--loop open`): arrivals at the rate of a shape that wait for
+nothing, timed from when they were due.
 Exit code 1 when the objective is violated. Locust and the standard library only: it also runs in k8s/jobs/loadtest.
 """
 
 import json
 import logging
 import random
+import re
 import time
 from collections import deque
 from pathlib import Path
@@ -18,6 +20,7 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
+from loadtest.payloads import Payload, PayloadError, Served, shown
 from loadtest.shapes import NAMES, Shape, ShapeError, shape
 from loadtest.texts import MIX, mixed, shares_of
 
@@ -26,7 +29,9 @@ log = logging.getLogger("loadtest")
 TEXTS = 2000
 # Requests of each kind, as shares of arrivals and of users: fewer than ten users send fewer kinds.
 KINDS = {"single": 8, "batch": 1, "oip": 1}
-JSON = {"Content-Type": "application/json"}
+# Tensors to choose from, made before the test starts.
+TENSORS = 64
+NUMBER = re.compile(r"\d+(\.\d+)?")
 # An arrival sent later than this has waited for the client, not for the server.
 LATE_MS = 10.0
 OUTSTANDING = 2000
@@ -48,9 +53,10 @@ def _options(parser: LocustArgumentParser) -> None:
     option("shape-seconds", "length of the shape", type=float, default=60.0)
     option("trace", "CSV with seconds,rate for the shape csv", default="")
     option("sources", "greenlets that make the arrivals of an open loop, over all workers", type=int, default=8)
-    option("kinds", "single, batch, oip or all of them", choices=(*KINDS, "all"), default="all")
+    option("kinds", "for a text model: single, batch, oip or all of them", choices=(*KINDS, "all"), default="all")
     option("batch-rows", "texts in one batch request", type=int, default=8)
-    option("model", "name in the Open Inference Protocol's path", default="sentiment")
+    option("model", "its name, if the server has several or does not list them", default="")
+    option("size", "most that an axis of a random tensor that may vary has", type=int, default=8)
     option("mix", f"shares of {', '.join(MIX)} texts", default=",".join(str(share) for share, _, _ in MIX.values()))
     option("slo-p95-ms", "objective; violated: exit code 1", type=float, default=100.0)
     option("allowed-failure-percent", "requests that may fail; more: exit code 1", type=float, default=1.0)
@@ -60,6 +66,9 @@ class Traffic:
     """What this process sends and when, from the options; set when a test starts."""
 
     texts: list[str] = []
+    infer_path = ""
+    # All that is sent to a model that takes no text, whatever the kind.
+    payloads: list[Payload] = []
     shape: Shape | None = None
     started = 0.0
     late_ms: deque[float] = deque(maxlen=5000)
@@ -90,6 +99,13 @@ def _check(environment: Environment, **_: Any) -> None:
 @events.test_start.add_listener
 def _start(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
+    Traffic.infer_path, Traffic.payloads = f"/v2/models/{options.model}/infer", []
+    try:
+        served = Served.ask((environment.host or "").rstrip("/"), options.model)
+        Traffic.infer_path = served.path
+        Traffic.payloads = [] if served.takes_text else served.payloads(TENSORS, options.size)
+    except PayloadError as error:
+        log.warning(f"{error}: sending texts")
     Traffic.texts = mixed(TEXTS, seed=1, shares=shares_of(options.mix))
     Traffic.shape = chosen_shape(options)
     Traffic.started = time.perf_counter()
@@ -105,21 +121,28 @@ class _Client(FastHttpUser):
 
     def send(self, kind: str, due: float | None = None) -> None:
         """One request of a kind; `due` is when it should have left, if nothing waited."""
-        path, name, body = self.request(kind)
-        with self.client.post(path, data=body, headers=JSON, name=name, catch_response=True) as response:
+        name, payload = self.request(kind)
+        with self.client.post(
+            payload.path, data=payload.body, headers=dict(payload.headers), name=name, catch_response=True
+        ) as response:
+            if response.status_code >= 400:
+                # Numbers would make every message another one.
+                response.failure(f"{response.status_code}: {NUMBER.sub('#', shown(response.content))}")
             if due is not None:
                 response.request_meta["response_time"] = (time.perf_counter() - due) * 1e3
 
-    def request(self, kind: str) -> tuple[str, str, str]:
-        """Path, name in the statistics, body."""
+    def request(self, kind: str) -> tuple[str, Payload]:
+        """Name in the statistics, and what is sent."""
         options = self.environment.parsed_options
+        if Traffic.payloads:
+            return "/v2/models/infer", random.choice(Traffic.payloads)
         if kind == "single":
-            return "/predict", "/predict", json.dumps({"text": random.choice(Traffic.texts)})
+            return "/predict", Payload("/predict", json.dumps({"text": random.choice(Traffic.texts)}).encode())
         texts = random.choices(Traffic.texts, k=options.batch_rows)
         if kind == "batch":
-            return "/predict/batch", "/predict/batch", json.dumps({"texts": texts})
+            return "/predict/batch", Payload("/predict/batch", json.dumps({"texts": texts}).encode())
         tensor = {"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}
-        return f"/v2/models/{options.model}/infer", "/v2/models/infer", json.dumps({"inputs": [tensor]})
+        return "/v2/models/infer", Payload(Traffic.infer_path, json.dumps({"inputs": [tensor]}).encode())
 
 
 class _WaitingUser(_Client):

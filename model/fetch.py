@@ -419,7 +419,11 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Command line of `python -m model.fetch`."""
-    parser = argparse.ArgumentParser(prog="python -m model.fetch", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.fetch",
+        description=__doc__,
+        epilog="example: python -m model.fetch s3://models/my-model/1 /models/current",
+    )
     parser.add_argument("url", metavar="URL", help="folder that holds manifest.json: https://, s3://, gs:// or a path")
     parser.add_argument("folder", metavar="DIR", type=Path, help="where the artifact will be")
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")

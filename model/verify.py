@@ -11,7 +11,11 @@ from app.runtime.loading import load_model
 
 def main() -> None:
     """Command line of `python -m model.verify`."""
-    parser = argparse.ArgumentParser(prog="python -m model.verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.verify",
+        description=__doc__,
+        epilog="example: python -m model.verify my-model --provider cuda",
+    )
     parser.add_argument("folder", type=Path, help="artifact folder")
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
     parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="cpu")

@@ -47,7 +47,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Build], Path]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """The server with the bundled model, ready, shared by one module's tests. It refuses nothing for being late, so
+    """The server with the text model, ready, shared by one module's tests. It refuses nothing for being late, so
     that no test depends on how busy the machine is."""
     with ServerProcess(max_queue_wait_ms=600_000, request_timeout_ms=600_000) as process:
         yield process.ready()

@@ -56,12 +56,13 @@ def kubectl() -> str:
 
 @dataclass(frozen=True)
 class Variation:
-    """What somebody may apply: `resource` (base or an overlay) with `components` listed in it, perhaps with all names
-    changed."""
+    """What somebody may apply: `resource` (base or an overlay) of these `manifests` with `components` listed in it,
+    perhaps with all names changed."""
 
     resource: str
     components: tuple[str, ...] = ()
     renamed: bool = False
+    manifests: Path = K8S
 
     def __str__(self) -> str:
         return "+".join((self.resource.removeprefix("overlays/"), *self.components)) + (
@@ -78,7 +79,7 @@ def _build(variation: Variation) -> str:
     """As JSON, which is read anew for every test, and much faster than YAML."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "k8s"
-        shutil.copytree(K8S, copy)
+        shutil.copytree(variation.manifests, copy)
         # Edited in place, as its users would: components of an outer kustomization would miss the overlay's namespace.
         path = copy / variation.resource / "kustomization.yaml"
         if variation.resource == "base":

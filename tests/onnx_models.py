@@ -1,5 +1,6 @@
 """Small real ONNX models of different shapes, built here so that the tests need no files from elsewhere."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSETS = [helper.make_opsetid("", 17)]
+PRODUCT_WIDTH = 16
 
 
 def save(path: Path, nodes: list, inputs: list, outputs: list, **initializers: np.ndarray) -> Path:
@@ -94,13 +96,29 @@ def identity(path: Path, kind: int) -> Path:
     )
 
 
-def classifier(path: Path, labels: int = 2, tokens: int = 100) -> Path:
-    """int64 input_ids, attention_mask [rows, tokens] → logits float32 [rows, labels]: a bag of embeddings."""
-    rng = np.random.default_rng(3)
+def classifier(
+    path: Path, labels: int = 2, tokens: int = 100, table: np.ndarray | None = None, products: int = 0
+) -> Path:
+    """int64 input_ids, attention_mask [rows, tokens] → logits float32 [rows, labels]: the sum of what each token has in
+    `table`, float32 [tokens, labels], which is random if not given.
+
+    products: of 16 x 16 for each token, which change nothing but take time, a run as much as its rows: with 2500, rows
+    that share a run take a fraction of what they take alone, as in a transformer.
+    """
+    if table is None:
+        table = np.random.default_rng(3).standard_normal((tokens, labels), np.float32)
+    labels = table.shape[1]
+    width = PRODUCT_WIDTH if products else labels
+    layers = [f"layer{number}" for number in range(products + 1)]
+    weights = {"table": np.pad(table, ((0, 0), (0, width - labels))), "narrow": np.eye(width, labels, dtype=np.float32)}
+    if products:
+        weights["same"] = np.eye(width, dtype=np.float32)
     return save(
         path,
         [
-            helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+            helper.make_node("Gather", ["table", "input_ids"], layers[:1]),
+            *(helper.make_node("MatMul", [before, "same"], [after]) for before, after in pairwise(layers)),
+            helper.make_node("MatMul", [layers[-1], "narrow"], ["embedded"]),
             helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
             helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
             helper.make_node("Mul", ["embedded", "mask3"], ["masked"]),
@@ -108,7 +126,7 @@ def classifier(path: Path, labels: int = 2, tokens: int = 100) -> Path:
         ],
         [tensor(name, ["rows", "tokens"], TensorProto.INT64) for name in ("input_ids", "attention_mask")],
         [tensor("logits", ["rows", labels])],
-        table=rng.standard_normal((tokens, labels), np.float32),
+        **weights,
         last=np.array([2], np.int64),
         middle=np.array([1], np.int64),
     )

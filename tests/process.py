@@ -16,10 +16,12 @@ from typing import ClassVar, Literal
 
 import httpx
 
+from app.http.connection.limits import BEAT_SECONDS, BEATS
+from tests.text_model import text_model
+
 # Reading all the authorities that a system trusts would take longer than most requests here.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 ROOT = Path(__file__).parent.parent
-BUNDLED = ROOT / "model" / "sentiment"
 START_SECONDS = 60
 
 
@@ -53,6 +55,13 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def await_beats(port: int) -> None:
+    """Until the server's event loop has had the time, and the turns, in which a client may say that it has sent all."""
+    for _ in range(BEATS):
+        time.sleep(2 * BEAT_SECONDS)
+        assert httpx.get(f"http://127.0.0.1:{port}/live", verify=NO_TLS).status_code == 200
+
+
 class ServerProcess:
     """`python -m app` with the given settings, as a context manager; `logs()` and `errors()` have what it wrote."""
 
@@ -61,7 +70,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        model_dir: Path = BUNDLED,
+        model_dir: Path | None = None,
         *,
         cwd: Path = ROOT,
         output: int | Literal["closed"] | None = None,
@@ -69,12 +78,19 @@ class ServerProcess:
         max_files: int | None = None,
         **settings: object,
     ) -> None:
-        """output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
+        """model_dir: the artifact, by default the one of tests.text_model.
+
+        output: a descriptor for its standard output, if not a file; `logs()` is empty then, so say which `port`.
 
         environment: variables besides the settings. max_files: that it may have open at once.
         """
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-        chosen = {"APP_PROVIDER": "cpu", "APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_MODEL_DIR": str(model_dir)}
+        chosen = {
+            "APP_PROVIDER": "cpu",
+            "APP_HOST": "127.0.0.1",
+            "APP_PORT": "0",
+            "APP_MODEL_DIR": str(model_dir or text_model()),
+        }
         chosen |= {f"APP_{name.upper()}": str(value) for name, value in (self.defaults | settings).items()}
         # Closed with the process, in __exit__.
         self._out = tempfile.TemporaryFile("w+b")  # noqa: SIM115

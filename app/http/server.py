@@ -15,7 +15,7 @@ from app.http.connection.limits import ConnectionLimits
 from app.http.connection.protocol import HttpProtocol
 from app.lifecycle import Lifecycle
 from app.settings import Settings
-from app.signals import on_stop
+from app.signals import exit_before_start, on_stop
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
 
@@ -93,7 +93,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain, then stop with exit code 0. Second: stop without waiting."""
-        if self._loop is None or self._drain is not None:
+        if self._loop is None:
+            exit_before_start(sig, frame)
+            return
+        if self._drain is not None:
             self.should_exit = self.force_exit = True
             return
         # A signal may interrupt anything, metrics' locks included: only the loop may act on it.

@@ -17,7 +17,7 @@ from typing import Any
 
 from loadtest.benchmark import free_model
 from loadtest.benchmark.load import allow_connections, closed, opened
-from loadtest.benchmark.server import ROOT, floor, plain, service, serving
+from loadtest.benchmark.server import ROOT, SERVED, floor, plain, service, serving, text_artifact
 from loadtest.benchmark.targets import CONNECTIONS, HTTP_PROCESSES, OVERLOADS, table, targets
 from loadtest.texts import sentences
 
@@ -82,8 +82,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmark", description=__doc__)
-    parser.add_argument("--artifact", type=Path, default=ROOT / "model" / "sentiment")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.benchmark",
+        description=__doc__,
+        epilog="example: python -m loadtest.benchmark --artifact my-model --seconds 4",
+    )
+    parser.add_argument("--artifact", type=text_artifact, default=SERVED, help="a text model's folder")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
     parser.add_argument("--wait-ms-250", type=float, default=100, help="APP_MAX_QUEUE_WAIT_MS for goodput in 250 ms")
     parser.add_argument("--wait-ms-100", type=float, default=40, help="APP_MAX_QUEUE_WAIT_MS for goodput in 100 ms")

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadtest.benchmark.load import closed
-from loadtest.benchmark.server import ROOT, service, serving
+from loadtest.benchmark.server import SERVED, service, serving, text_artifact
 from loadtest.texts import sentences
 
 # Each sample stops the server for a moment, so that its stacks are whole.
@@ -53,8 +53,12 @@ def fold(raw: str) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmark.budget", description=__doc__)
-    parser.add_argument("--artifact", type=Path, default=ROOT / "model" / "sentiment")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.benchmark.budget",
+        description=__doc__,
+        epilog="example: python -m loadtest.benchmark.budget --connections 64",
+    )
+    parser.add_argument("--artifact", type=text_artifact, default=SERVED, help="a text model's folder")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=12)
     args = parser.parse_args()

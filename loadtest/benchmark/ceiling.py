@@ -3,8 +3,8 @@
 One ONNX Runtime session, as many one-thread runners as CPUs, texts sorted by length, batches of the best size.
 """
 
+import argparse
 import json
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from app.runtime.loading import load_model
 from app.runtime.session import Model
 from app.settings import cpu_quota
+from loadtest.benchmark.server import text_artifact
 from loadtest.texts import sentences
 
 SECONDS = 2.5
@@ -76,4 +77,10 @@ def measure(folder: Path, seconds: float = SECONDS) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.benchmark.ceiling",
+        description=__doc__,
+        epilog="example: python -m loadtest.benchmark.ceiling my-model",
+    )
+    parser.add_argument("artifact", type=text_artifact, help="a text model's folder")
+    print(json.dumps(measure(parser.parse_args().artifact)))

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,25 @@ from pathlib import Path
 
 import psutil
 
+from app.artifact.manifest import read_artifact
+from app.errors import ArtifactError
+from app.settings import Settings
+
 ROOT = Path(__file__).parent.parent.parent
+# What the server serves by itself.
+SERVED = str(ROOT / Settings.model_fields["model_dir"].default)
 HOST = "127.0.0.1"
+
+
+def text_artifact(folder: str) -> Path:
+    """An option's value: what is measured here is sentences. Raises ArgumentTypeError if the model takes none."""
+    try:
+        task = read_artifact(Path(folder)).manifest.task
+    except ArtifactError as error:
+        raise ArgumentTypeError(str(error)) from None
+    if task != "text-classification":
+        raise ArgumentTypeError(f"{folder}: expected a text-classification model, found {task}; make load measures any")
+    return Path(folder)
 
 
 @dataclass(frozen=True)

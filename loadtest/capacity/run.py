@@ -5,33 +5,49 @@ nothing.
 import asyncio
 import platform
 import secrets
-import socket
 import time
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import psutil
 from tqdm import tqdm
 
+from app.errors import ArtifactError
+from app.runtime.tasks.tensors import load_arrays
 from loadtest.capacity import analysis, derive, explore, scrape, start
 from loadtest.capacity.explore import MAX_REPEATS
 from loadtest.capacity.measure import closed_step, open_step
 from loadtest.capacity.schema import Options, Report, Run, Step
 from loadtest.client import Client
 from loadtest.connection import Target, TargetError
+from loadtest.payloads import Payload, PayloadError, Served, post, values_bytes
 from loadtest.texts import sentences
 
 TEXTS = 4096
+# Fewer, because they may be large.
+TENSORS = 256
+
+
+class Load(NamedTuple):
+    """What is sent: requests that take turns, all to one path."""
+
+    payloads: list[Payload]
+    described: str
+    # What to do if the server does not take them.
+    advice: str = ""
 
 
 async def run(
-    target: Target, options: Options, body: bytes | None = None, metrics_url: str | None = None, *, quiet: bool = True
+    target: Target, options: Options, load: Load | None = None, metrics_url: str | None = None, *, quiet: bool = True
 ) -> Report:
-    """Raises TargetError if nothing answers there, NoAnswer if nothing answers 200."""
-    bodies = [body] if body is not None else [msgspec.json.encode({"text": t}) for t in sentences(TEXTS, seed=1)]
-    await asyncio.to_thread(_reach, target)
+    """Raises TargetError if nothing answers 200 there, NoAnswer if that is so later."""
+    load = load or texts(target)
+    target = Target.of(target.root + load.payloads[0].path)
+    await asyncio.to_thread(_reach, target, load)
     started, clock = datetime.now(UTC), time.perf_counter()
-    client = Client(target, [target.post(each) for each in bodies])
+    client = Client(target, [target.post(each.body, each.headers) for each in load.payloads])
     try:
         steps = await _closed(client, metrics_url, options, quiet=quiet)
         opened = await _open(client, metrics_url, steps, options, local=target.local, quiet=quiet)
@@ -55,19 +71,55 @@ async def run(
         started=f"{started:%Y-%m-%d %H:%M} UTC",
         seconds=time.perf_counter() - clock,
         machine=f"client {psutil.cpu_count()} CPUs {platform.machine()}, {memory:.0f} GiB",
-        load="one given body" if body is not None else f"{TEXTS} sentences of log-normal length, median 13 words",
+        load=load.described,
         server={key: info[key] for key in ("name", "version", "provider", "precision") if key in info},
     )
     targets = derive.derive(steps, findings, options, waits, at_trigger)
     return Report(described, options, steps, opened, findings, targets)
 
 
-def _reach(target: Target) -> None:
-    """Raises TargetError unless something listens there."""
+def texts(target: Target) -> Load:
+    """Sentences for /predict, or for the path that the target has."""
+    bodies = [msgspec.json.encode({"text": text}) for text in sentences(TEXTS, seed=1)]
+    payloads = [Payload(target.path or "/predict", body) for body in bodies]
+    return Load(payloads, f"{TEXTS} sentences of log-normal length, median 13 words")
+
+
+def tensors(served: Served, size: int) -> Load:
+    """Random tensors for a model that takes no text."""
+    return Load(
+        served.payloads(TENSORS, size),
+        f"{TENSORS} requests of one row of random tensors, other axes that vary from 1 to {size}",
+        "; give fitting ones with --inputs FILE.npz, or another --size",
+    )
+
+
+def given(served: Served, file: Path) -> Load:
+    """The one request that a .npz file holds, in arrays called NAME or, as in an artifact's golden.npz, input.NAME.
+    Raises PayloadError."""
     try:
-        socket.create_connection((target.host, target.port), timeout=5).close()
-    except OSError as error:
-        raise TargetError(f"{target.url}: nothing listens there: {error.strerror or error}") from None
+        arrays = load_arrays(file)
+    except ArtifactError as error:
+        raise PayloadError(f"--inputs {error}") from None
+    found = {name.removeprefix("input."): array for name, array in arrays.items() if not name.startswith("output.")}
+    names = [spec["name"] for spec in served.inputs]
+    if sorted(found) != sorted(names):
+        raise PayloadError(f"--inputs {file}: expected arrays {sorted(names)}, found {sorted(found)}")
+    pairs = [(spec, found[spec["name"]]) for spec in served.inputs]
+    tensors = [(spec, array.shape, values_bytes(spec, array.ravel().tolist())) for spec, array in pairs]
+    return Load([served.payload(tensors)], "one request of given inputs")
+
+
+def _reach(target: Target, load: Load) -> None:
+    """Raises TargetError unless the first request is answered with 200, saying what was answered."""
+    try:
+        status, body = post(target.root, load.payloads[0])
+    except PayloadError as error:
+        raise TargetError(str(error)) from None
+    if status != 200:
+        raise TargetError(
+            f"{target.url}: no request was answered with 200: the first got {status}: {body}{load.advice}"
+        )
 
 
 async def _closed(client: Client, metrics_url: str | None, options: Options, *, quiet: bool) -> list[Step]:

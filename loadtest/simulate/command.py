@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.simulate",
         description="Does the target hold under these traces, and which is the cheapest that does?",
+        epilog="example: python -m loadtest.simulate capacity/report.json --shapes ramp diurnal --check",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("report", type=Path, help="report.json of python -m loadtest.capacity")

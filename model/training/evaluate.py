@@ -89,7 +89,11 @@ def speeds(model: Model) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Command line of `python -m model.training.evaluate`."""
-    parser = argparse.ArgumentParser(prog="python -m model.training.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.evaluate",
+        description=__doc__,
+        epilog="example: python -m model.training.evaluate model/sentiment --data DATA",
+    )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--data", type=Path, help="folder with the rated TSV files; without it only speed is measured")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: standard output)")

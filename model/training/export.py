@@ -158,7 +158,11 @@ def write(
 
 def main() -> None:
     """Command line of `python -m model.training.export`."""
-    parser = argparse.ArgumentParser(prog="python -m model.training.export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.export",
+        description=__doc__,
+        epilog="example: python -m model.training.export --artifact DIR --precision fp16 --out artifacts/fp16",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder written by model.training.quantize")
     source.add_argument("--artifact", type=Path, help="artifact folder to derive from")

@@ -68,7 +68,11 @@ def plain_weights(folder: Path) -> None:
 
 def main() -> None:
     """Command line of `python -m model.training.quantize`."""
-    parser = argparse.ArgumentParser(prog="python -m model.training.quantize", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.quantize",
+        description=__doc__,
+        epilog="example: python -m model.training.quantize --checkpoint base/best --data DATA --out int8",
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder written by model.training.train")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -269,7 +269,11 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def main() -> None:
     """Command line of `python -m model.training.train`."""
-    parser = argparse.ArgumentParser(prog="python -m model.training.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.train",
+        description=__doc__,
+        epilog="example: python -m model.training.train --data DATA --out checkpoints/base",
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with the rated TSV files")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints go here; an unfinished run resumes")
     add_recipe(parser, Recipe(2, 1e-4, 1024, 4, 0.05, 0.998, 0.85, 0.0, 4, 7))

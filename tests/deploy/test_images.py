@@ -1,6 +1,6 @@
 """The CPU image as Kubernetes runs it: read-only, no capabilities, not root, little memory.
 
-`make image-test` runs these: they need Podman, and an image named by TEST_IMAGE.
+`make image-test` runs these: they need Podman, and an image named by TEST_IMAGE with the model of tests.text_model.
 """
 
 import json
@@ -17,14 +17,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import BUNDLED, ROOT
+from tests.process import ROOT
+from tests.text_model import NAME, VERSION, text_model
 
 IMAGE = os.environ.get("TEST_IMAGE", "")
 pytestmark = pytest.mark.skipif(not IMAGE, reason="TEST_IMAGE names no image: `make image-test` builds one")
 
 START_SECONDS = 60
-MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
-MODEL = f"{MANIFEST['name']}/{MANIFEST['version']}"
 MEMORY = "512m"
 # What the restricted Pod Security Standard asks for, and a limit on everything else.
 CONFINED = (
@@ -122,7 +121,7 @@ def test_it_predicts(server):
     answer = httpx.post(f"{server.url}/predict", json={"text": "What a lovely little café 😍"})
     assert answer.status_code == 200
     assert answer.json()["label"] == "positive"
-    assert answer.headers["x-model"] == MODEL
+    assert answer.headers["x-model"] == f"{NAME}/{VERSION}"
 
 
 def test_its_processes_are_not_root_and_have_no_capabilities(server):
@@ -136,7 +135,7 @@ def test_its_processes_are_not_root_and_have_no_capabilities(server):
 # /dev has its own rules: Podman gives /dev/shm and /dev/mqueue to every container.
 WRITABLE = """
 import os, pathlib
-for place in ("/", "/tmp", "/var/tmp", "/run", "/srv", "/models/sentiment", "/opt/venv", "/home"):
+for place in ("/", "/tmp", "/var/tmp", "/run", "/srv", "/models/current", "/opt/venv", "/home"):
     if os.path.isdir(place):
         try:
             pathlib.Path(place, "probe").write_text("")
@@ -192,16 +191,16 @@ def test_every_module_was_compiled_when_it_was_built(server):
 
 
 def test_the_gate_can_be_run_in_it(server):
-    verified = server.exec("python", "-m", "model.verify", "/models/sentiment")
+    verified = server.exec("python", "-m", "model.verify", "/models/current")
     assert verified.returncode == 0
-    assert f"{MODEL.replace('/', ' ')} passes on cpu" in verified.stdout
+    assert f"{NAME} {VERSION} passes on cpu" in verified.stdout
 
 
 def test_its_labels_say_what_is_in_it(config, server):
-    digest = server.exec("sha256sum", "/models/sentiment/manifest.json").stdout.split()[0]
+    digest = server.exec("sha256sum", "/models/current/manifest.json").stdout.split()[0]
     labels = config["Labels"]
-    assert labels["sentiment-inference.model.name"] == MANIFEST["name"]
-    assert labels["sentiment-inference.model.version"] == MANIFEST["version"]
+    assert labels["sentiment-inference.model.name"] == NAME
+    assert labels["sentiment-inference.model.version"] == VERSION
     assert labels["sentiment-inference.model.digest"] == digest
     version = server.exec("python", "-c", "import app; print(app.__version__)").stdout.strip()
     assert labels["org.opencontainers.image.version"] == version
@@ -235,8 +234,9 @@ def test_sigterm_drains_and_the_exit_code_is_0():
 
 
 def flip_a_bit(folder: Path) -> None:
+    middle = (folder / "model.onnx").stat().st_size // 2
     with (folder / "model.onnx").open("r+b") as file:
-        file.seek(12_000_000)
+        file.seek(middle)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
@@ -253,7 +253,7 @@ def take_away(folder: Path) -> None:
 )
 def test_a_damaged_mounted_model_is_exit_code_3_and_one_line(tmp_path, damage: Callable[[Path], None], says):
     folder = tmp_path / "model"
-    shutil.copytree(BUNDLED, folder)
+    shutil.copytree(text_model(), folder)
     damage(folder)
     with Container(f"--volume={folder}:/mounted:ro", model_dir="/mounted") as container:
         assert container.wait() == 3
@@ -263,7 +263,7 @@ def test_a_damaged_mounted_model_is_exit_code_3_and_one_line(tmp_path, damage: C
 
 def test_a_good_mounted_model_is_served(tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(BUNDLED, folder)
+    shutil.copytree(text_model(), folder)
     with Container(f"--volume={folder}:/mounted:ro", model_dir="/mounted") as container:
         container.ready()
 

@@ -1,10 +1,12 @@
 """What the manifests promise, checked on what would be applied: in every combination, and with all names changed."""
 
-import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from pydantic_settings import BaseSettings
 
 from app import __version__
 from app.settings import PREFIX, Settings
+from model.release import write
 from tests.manifests import (
     K8S,
     Object,
@@ -27,9 +30,13 @@ from tests.manifests import (
     quantity,
     server_of,
 )
-from tests.process import BUNDLED
 
 CLUSTER_SCOPED = {"Namespace"}
+RELEASES = {
+    "base": K8S / "base" / "release.env",
+    "gpu": K8S / "components" / "gpu" / "release.env",
+    "canary": K8S / "components" / "canary" / "release.env",
+}
 # uvicorn waits 1 s for connections to close, and its loop looks every 0.1 s.
 SHUTDOWN_SECONDS = 2
 # Until kube-proxy and ingress controllers on a busy cluster have taken a Pod off their lists.
@@ -37,8 +44,12 @@ ENDPOINT_SECONDS = 10
 APP = "app.kubernetes.io/name"
 
 
+def pod_metadata(deployment: Object) -> Object:
+    return dict(deployment["spec"]["template"]["metadata"])
+
+
 def pod_labels(deployment: Object) -> dict[str, str]:
-    return dict(deployment["spec"]["template"]["metadata"]["labels"])
+    return dict(pod_metadata(deployment)["labels"])
 
 
 def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
@@ -221,7 +232,7 @@ def test_every_setting_exists_and_is_valid_and_none_is_a_credential(variation: V
             assert fields(given) <= Settings.model_fields.keys()
             # Arguments go before this process's own environment.
             settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in given.items()})
-            assert str(settings.model_dir) == "/models/sentiment"
+            assert str(settings.model_dir) == "/models/current"
 
 
 @pytest.mark.parametrize("place", ["ConfigMap", "Pod", "Secret"])
@@ -414,19 +425,90 @@ def test_the_autoscalers_agree_on_the_target() -> None:
     assert keda[1]["metadata"]["value"] == str(hpa[1]["resource"]["target"]["averageUtilization"])
 
 
-def test_the_release_is_the_bundled_artifact_and_this_version_of_the_server() -> None:
-    text = (BUNDLED / "manifest.json").read_bytes()
-    manifest, digest = json.loads(text), hashlib.sha256(text).hexdigest()
-    objects = Variation("base").objects()
-    (deployment,) = of_kind(objects, "Deployment")
+def release_of(variation: Variation, name: str = "sentiment-inference") -> dict[str, set[str | None]]:
+    """What a Deployment says of the model in every place that says it."""
+    objects = variation.objects()
+    deployment = one(variation, "Deployment", name)
+    settings = environment(server_of(deployment), objects)
+    parts = [deployment["metadata"], deployment["spec"]["template"]["metadata"]]
+    return {
+        "MODEL_NAME": {settings["MODEL_NAME"], *(part["labels"]["model-name"] for part in parts)},
+        "MODEL_VERSION": {settings["MODEL_VERSION"], *(part["labels"]["model-version"] for part in parts)},
+        "APP_MODEL_DIGEST": {
+            settings["APP_MODEL_DIGEST"],
+            *(part.get("annotations", {}).get("model-digest", settings["APP_MODEL_DIGEST"]) for part in parts),
+        },
+    }
 
-    for metadata in (deployment["metadata"], deployment["spec"]["template"]["metadata"]):
-        assert metadata["labels"]["model-name"] == manifest["name"]
-        assert metadata["labels"]["model-version"] == manifest["version"]
-        assert metadata["labels"]["app.kubernetes.io/version"] == __version__
-        assert metadata["annotations"]["model-digest"] == digest
-    assert environment(server_of(deployment), objects)["APP_MODEL_DIGEST"] == digest
-    assert server_of(deployment)["image"] == f"sentiment-inference:{__version__}"
+
+def released(path: Path) -> dict[str, set[str | None]]:
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {name: {value} for name, _, value in (line.partition("=") for line in lines)}
+
+
+@each_variation
+def test_the_release_is_written_once_and_is_the_same_wherever_it_is_read(variation: Variation) -> None:
+    for deployment in of_kind(variation.objects(), "Deployment"):
+        found = release_of(variation, name_of(deployment))
+        assert found == released(RELEASES["base" if is_stable(deployment) else "canary"])
+        assert ("annotations" in pod_metadata(deployment)) == is_stable(deployment)
+        labels = deployment["metadata"]["labels"], pod_labels(deployment)
+        assert {each["app.kubernetes.io/version"] for each in labels} == {__version__}
+
+
+# A version that YAML would take for a number, were it not quoted.
+NEW = {"MODEL_NAME": "reviews", "MODEL_VERSION": "1.10", "APP_MODEL_DIGEST": "1" * 64}
+
+
+@pytest.mark.parametrize(
+    ("place", "variation"),
+    [
+        ("base", Variation("base")),
+        ("base", Variation("overlays/cpu", ("model-image-volume",))),
+        ("base", Variation("overlays/gpu", ("monitoring",), renamed=True)),
+        ("gpu", Variation("overlays/gpu", ("canary",))),
+        ("gpu", Variation("base", ("gpu-shared",), renamed=True)),
+        ("gpu", Variation("base", ("gpu-dra", "model-fetch"))),
+        ("canary", Variation("base", ("canary", "gpu"))),
+        ("canary", Variation("overlays/cpu", ("canary", "model-fetch"), renamed=True)),
+    ],
+    ids=str,
+)
+def test_another_release_reaches_every_place_of_the_pods_that_have_it_and_no_other(
+    place: str, variation: Variation, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(K8S, tmp_path / "k8s")
+    write(copy / RELEASES[place].relative_to(K8S), NEW)
+    changed = replace(variation, manifests=copy)
+    deployments = of_kind(changed.objects(), "Deployment")
+    for deployment in deployments:
+        track = pod_labels(deployment)["track"]
+        found = release_of(changed, name_of(deployment))
+        if (track == "canary") == (place == "canary"):
+            assert found == {name: {value} for name, value in NEW.items()}
+        else:
+            assert found == release_of(variation, name_of(deployment))
+    # Another name, so that the change rolls the Pods.
+    names = {name_of(each) for each in of_kind(changed.objects(), "ConfigMap")}
+    assert names - {name_of(each) for each in of_kind(variation.objects(), "ConfigMap")}
+
+
+@pytest.mark.parametrize("resource", ["base", "overlays/cpu", "overlays/gpu"])
+def test_a_component_around_them_finds_the_release_as_well(resource: str, tmp_path: Path) -> None:
+    around = tmp_path / "k8s" / "around"
+    shutil.copytree(K8S, tmp_path / "k8s")
+    around.mkdir()
+    listed = {
+        "resources": [f"../{resource}"],
+        "components": ["../components/canary", "../components/gpu-shared", "../components/model-image-volume"],
+        "namePrefix": "team-",
+    }
+    (around / "kustomization.yaml").write_text(json.dumps(listed))
+    built = of_kind(list(yaml.safe_load_all(kustomize(around))), "Deployment")
+    for deployment in built:
+        (expected,) = released(RELEASES["base" if is_stable(deployment) else "canary"])["MODEL_VERSION"]
+        assert pod_labels(deployment)["model-version"] == expected
+    assert len(built) == 2
 
 
 def test_a_changed_setting_is_a_new_config_map_and_so_rolls_the_pods() -> None:
@@ -448,7 +530,9 @@ def test_the_candidate_is_the_stable_pod_but_for_image_and_own_settings(hardware
         "image"
     ].removeprefix("sentiment-inference:")
     candidate_pod["containers"][0]["image"] = server_of(stable)["image"]
-    assert candidate_pod["containers"][0].pop("env") == [{"name": "APP_MODEL_DIGEST", "value": ""}]
+    # Its own release comes last, so that it holds, also where the model is fetched.
+    for container in (*candidate_pod["initContainers"], *candidate_pod["containers"]):
+        assert container["envFrom"].pop()["configMapRef"]["name"].startswith("sentiment-inference-canary-")
     assert candidate_pod == stable_pod
     assert candidate["spec"]["strategy"] == stable["spec"]["strategy"]
 
@@ -466,7 +550,7 @@ def test_a_delivered_artifact_hides_the_image_s_own_and_cannot_be_written(name: 
 
     (mount,) = server_of(deployment)["volumeMounts"]
     assert mount["readOnly"] is True
-    assert "/models/sentiment".startswith(mount["mountPath"])
+    assert "/models/current".startswith(mount["mountPath"])
 
 
 def test_the_fetched_artifact_is_checked_against_the_digest_and_lands_where_the_server_looks() -> None:
@@ -475,9 +559,10 @@ def test_the_fetched_artifact_is_checked_against_the_digest_and_lands_where_the_
     (fetch,) = deployment["spec"]["template"]["spec"]["initContainers"]
 
     known = environment(fetch, objects)
-    command = [known.get(word[2:-1], word) if word.startswith("$(") else word for word in fetch["command"]]
+    command = [re.sub(r"\$\((\w+)\)", lambda name: known[name[1]], word) for word in fetch["command"]]
+    address = f"{known['MODEL_URL']}/{known['MODEL_NAME']}/{known['MODEL_VERSION']}"
     assert command == [
-        *("python", "-m", "model.fetch", "s3://models/sentiment/1.0.0", known["APP_MODEL_DIR"]),
+        *("python", "-m", "model.fetch", address, known["APP_MODEL_DIR"]),
         *("--digest", known["APP_MODEL_DIGEST"]),
     ]
     assert fetch["image"] == f"sentiment-inference:{__version__}-fetch"
@@ -491,14 +576,6 @@ def test_the_gpu_image_is_the_server_s_only(order: tuple[str, ...]) -> None:
         f"sentiment-inference:{__version__}-fetch",
         f"sentiment-inference:{__version__}-gpu",
     ]
-
-
-@pytest.mark.parametrize("name", ["gpu", "gpu-shared", "gpu-dra"])
-def test_a_gpu_pod_does_not_carry_the_digest_of_the_cpu_artifact(name: str) -> None:
-    deployment = one(Variation("base", (name,)), "Deployment")
-
-    for metadata in (deployment["metadata"], deployment["spec"]["template"]["metadata"]):
-        assert "model-digest" not in metadata.get("annotations", {})
 
 
 def test_a_node_drain_takes_one_pod_at_a_time_and_never_waits_for_a_broken_one() -> None:

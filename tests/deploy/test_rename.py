@@ -93,11 +93,6 @@ def test_the_style_and_the_server_are_as_before(renamed: Path) -> None:
     assert re.match(rf"{renamed.name}: .*APP_PORT", started.stderr)
 
 
-def test_the_bundled_model_is_the_same(original: Path, renamed: Path) -> None:
-    for name in ("model.onnx", "manifest.json"):
-        assert (renamed / "model/sentiment" / name).read_bytes() == (original / "model/sentiment" / name).read_bytes()
-
-
 @pytest.mark.parametrize("name", ["Fraud-Scoring", "fraud_scoring", "-x", "x-", "1st", "a.b", "", "a'b", "x" * 41])
 def test_a_name_that_kubernetes_would_not_take_is_refused_in_one_line(original: Path, name: str) -> None:
     refused = run(original, "make", "--silent", "rename", f"NAME={name}")

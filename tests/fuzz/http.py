@@ -16,7 +16,8 @@ from uvicorn.server import ServerState
 from app.http.connection.limits import ConnectionLimits
 from app.http.server import uvicorn_config
 from app.telemetry.metrics import Children, Metrics
-from tests.fuzz.service import NAME, PATIENCE_SECONDS, Loop, running
+from tests.fuzz.service import PATIENCE_SECONDS, Loop, running
+from tests.text_model import NAME
 
 # Pieces as they arrive, an empty one for a turn of the event loop; then how the client ends.
 Case = tuple[list[bytes], str]

@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.fuzz.service import NAME, running
+from tests.fuzz.service import running
+from tests.text_model import NAME
 
 # The path, and the body.
 Case = tuple[str, bytes]

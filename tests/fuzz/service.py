@@ -1,4 +1,4 @@
-"""The real application with the bundled tokenizer, in this process, over a model that says the same of everything; and
+"""The real application with a real tokenizer, in this process, over a model that says the same of everything; and
 what must hold of it after every request."""
 
 import asyncio
@@ -13,28 +13,23 @@ import numpy as np
 import structlog
 
 from app.artifact.datatypes import Tensors
-from app.artifact.manifest import read_artifact
 from app.runtime.loading import load_model
 from app.runtime.session import Model
-from tests.process import BUNDLED
+from tests.text_model import text_model
 from tests.unit.http.asgi import Served
 
-NAME = read_artifact(BUNDLED).manifest.name
 # Only ends what hangs.
 PATIENCE_SECONDS = 60
 
 
 def undecided() -> Model:
-    """The bundled model, without the time that it takes."""
-    model = load_model(BUNDLED)
+    """The tests' own model, without the time that it takes, or an opinion."""
+    model = load_model(text_model())
     manifest = model.artifact.manifest
 
     def infer(inputs: Tensors) -> Tensors:
         rows, share = len(next(iter(inputs.values()))), 1 / len(manifest.labels)
-        return {
-            spec.name: np.full((rows, len(manifest.labels)), share, np.float32)
-            for spec in manifest.outputs
-        }
+        return {spec.name: np.full((rows, len(manifest.labels)), share, np.float32) for spec in manifest.outputs}
 
     return replace(model, infer=infer)
 

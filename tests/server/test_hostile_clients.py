@@ -20,9 +20,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.onnx_models import save, tensor
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import NAME
 
-NAME = json.loads((BUNDLED / "manifest.json").read_text())["name"]
 INFER = f"/v2/models/{NAME}/infer"
 MAX_GROWTH_BYTES = 64 << 20
 # While it lasts: a few bodies of the largest size, and what is made of them.

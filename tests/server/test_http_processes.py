@@ -27,6 +27,7 @@ from tests.process import NO_TLS, ROOT, ServerProcess
 # A fixture of another module is found by being named here.
 from tests.server import test_lifecycle as life
 from tests.server.test_lifecycle import pool, turner  # noqa: F401
+from tests.text_model import NAME
 
 PROCESSES = 2
 COUNTED = 'inference_requests_total{"code": "200", "route": "/predict"}'
@@ -85,7 +86,7 @@ def test_connections_are_dealt_out_to_all_processes(server: ServerProcess) -> No
     assert len(before) == PROCESSES
 
     def all_worked() -> bool:
-        each_worker(server, "/v2/models/sentiment")
+        each_worker(server, f"/v2/models/{NAME}")
         after = [process.cpu_times().user for process in workers(server)]
         return all(now > then for then, now in zip(before, after, strict=True))
 

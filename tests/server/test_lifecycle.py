@@ -30,9 +30,8 @@ import pytest
 from onnx import TensorProto, helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.http.connection.limits import BEAT_SECONDS, BEATS
 from tests.onnx_models import save, tensor
-from tests.process import NO_TLS, ROOT, START_SECONDS, ServerProcess, free_port
+from tests.process import NO_TLS, ROOT, START_SECONDS, ServerProcess, await_beats, free_port
 
 INFER = "/v2/models/test-model/infer"
 QUICK = 3
@@ -143,13 +142,6 @@ class Connection(http.client.HTTPConnection):
             await_beats(self.port)
         self.sock.close()
         self.close()
-
-
-def await_beats(port: int) -> None:
-    """Until the server's event loop has had the time, and the turns, in which a client may say that it has sent all."""
-    for _ in range(BEATS):
-        time.sleep(2 * BEAT_SECONDS)
-        assert httpx.get(f"http://127.0.0.1:{port}/live", verify=NO_TLS).status_code == 200
 
 
 # Read by each of a server's processes at its start.

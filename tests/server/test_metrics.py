@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from app.http.routes import LABELS
 from app.telemetry.metrics import GpuMetrics, Metrics
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import NAME, text_model
 
 # Dashboards, alerts, autoscaling and the load test use these names: name → type, labels.
 CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -173,7 +174,7 @@ def test_a_scrape_is_prometheus_text_with_the_process_in_it(server: ServerProces
 
 
 def test_the_model_is_described(server: ServerProcess) -> None:
-    manifest = json.loads((BUNDLED / "manifest.json").read_text())
+    manifest = json.loads((text_model() / "manifest.json").read_text())
     samples = scrape(server)
     assert samples[key("model_ready")] == 1
     assert samples[key("inference_runners")] >= 1
@@ -187,10 +188,9 @@ def test_the_model_is_described(server: ServerProcess) -> None:
 
 
 def test_counts_agree_with_what_many_clients_at_once_were_answered(server: ServerProcess) -> None:
-    name = json.loads((BUNDLED / "manifest.json").read_text())["name"]
-    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(text_model() / "tokenizer.json"))
     texts = ["a fine day", "the kettle took its time but the tea was worth every minute of it", "no", "well, well!"]
-    infer = f"/v2/models/{name}/infer"
+    infer = f"/v2/models/{NAME}/infer"
 
     def tensor(rows: list[str]) -> dict[str, object]:
         return {"inputs": [{"name": "text", "shape": [len(rows)], "datatype": "BYTES", "data": rows}]}
@@ -261,7 +261,7 @@ def test_counts_agree_with_what_many_clients_at_once_were_answered(server: Serve
 
 
 def test_padding_is_counted_apart_from_real_tokens() -> None:
-    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(text_model() / "tokenizer.json"))
     texts = ["short", "this is longer", "short"]
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
     requests = 10

@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import onnx_models
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import text_model
 
 # Beyond any wait on a busy machine; nothing here takes that long.
 LONG_SECONDS = 120
@@ -129,7 +130,7 @@ class Served:
 def served(package: Callable[..., Path]) -> Iterator[dict[str, Served]]:
     """One server for each model; they start side by side."""
     folders = {
-        "text": BUNDLED,
+        "text": text_model(),
         "mlp": package(onnx_models.mlp, "scorer", "3"),
         "image": package(onnx_models.image),
         "two": package(onnx_models.two_outputs),

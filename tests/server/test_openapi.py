@@ -1,6 +1,5 @@
 """The OpenAPI document says what there is, and whatever fits it, or just misses it, never ends in a server error."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
 from tests import onnx_models
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import NAME
 
-NAME = json.loads((BUNDLED / "manifest.json").read_text())["name"]
 ROUTES = {
     ("post", "/predict"),
     ("post", "/predict/batch"),
@@ -46,7 +45,7 @@ PATIENT = {"request_timeout_ms": 300_000}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """The bundled model."""
+    """The text model."""
     with ServerProcess(**PATIENT) as process:
         yield process.ready()
 

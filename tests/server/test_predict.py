@@ -21,9 +21,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests import onnx_models
-from tests.process import BUNDLED, ServerProcess, free_port
+from tests.process import ServerProcess, await_beats, free_port
+from tests.text_model import MAX_TOKENS, NAME, VERSION
 
-MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 MAX_BODY_BYTES = 20_000
 MAX_QUEUE_ROWS = 20
 POSITIVE = "What a delightful little shop, I love everything about it!"
@@ -38,7 +38,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    """The bundled model behind limits small enough to reach."""
+    """The text model behind limits small enough to reach."""
     with ServerProcess(max_body_bytes=MAX_BODY_BYTES, max_queue_rows=MAX_QUEUE_ROWS, **PATIENT) as process:
         yield process.ready()
 
@@ -172,7 +172,7 @@ def test_a_batch_as_large_as_the_queue_is_answered_whole(client):
 
 
 def test_a_text_beyond_the_models_window_is_answered_and_flagged(client):
-    longer = "good " * (MANIFEST["max_tokens"] + 1)
+    longer = "good " * (MAX_TOKENS + 1)
     assert client.post("/predict", json={"text": longer}).json()["truncated"] is True
     predictions = client.post("/predict/batch", json={"texts": [POSITIVE, longer]}).json()["predictions"]
     assert ["truncated" in prediction for prediction in predictions] == [False, True]
@@ -206,7 +206,7 @@ def test_a_body_may_come_in_chunks(client):
 )
 def test_an_answer_names_its_model_and_its_times(client, path, body):
     headers = client.post(path, json=body).headers
-    assert headers["x-model"] == f"{MANIFEST['name']}/{MANIFEST['version']}"
+    assert headers["x-model"] == f"{NAME}/{VERSION}"
     times = re.fullmatch(r"queue;dur=(\d+\.?\d*), inference;dur=(\d+\.?\d*)", headers["server-timing"])
     assert times is not None
     assert float(times[2]) > 0
@@ -247,7 +247,7 @@ async def test_the_log_line_of_a_request_carries_its_id_and_its_cost(server, cli
     (line,) = lines()
     assert (line["route"], line["status"], line["rows"]) == ("/predict", 200, 1)
     assert line["tokens"] > 1
-    assert (line["model"], line["model_version"]) == (MANIFEST["name"], MANIFEST["version"])
+    assert (line["model"], line["model_version"]) == (NAME, VERSION)
 
 
 # Refusals.
@@ -280,7 +280,7 @@ def test_text_that_is_not_utf8_is_a_bad_request(client, path, body):
     refused(client.post(path, content=body % (SECRET.encode() + b"\xff"), headers=JSON), 400)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", f"/v2/models/{MANIFEST['name']}/infer"])
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", f"/v2/models/{NAME}/infer"])
 @pytest.mark.parametrize("ending", ["%0A", "%00", "%20", "%2F", "/"])
 def test_a_path_that_only_almost_is_a_route_is_no_server_error(client, path, ending):
     assert client.post(path + ending, json={"text": SECRET}).status_code == 404
@@ -450,11 +450,11 @@ def test_a_body_that_grows_too_large_is_refused_before_it_ends(server):
 
 def test_a_protocol_body_too_large_is_refused_too(server):
     with Wire(server) as wire:
-        wire.send(f"/v2/models/{MANIFEST['name']}/infer", f"content-length: {MAX_BODY_BYTES + 1}")
+        wire.send(f"/v2/models/{NAME}/infer", f"content-length: {MAX_BODY_BYTES + 1}")
         refused(wire.answer_until_closed(), 413)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", f"/v2/models/{MANIFEST['name']}/infer"])
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch", f"/v2/models/{NAME}/infer"])
 def test_a_body_that_does_not_arrive_in_time_is_given_up(impatient, path):
     with Wire(impatient) as wire:
         wire.send(path, "content-length: 1000", body=b'{"text": "%s' % SECRET.encode())
@@ -572,6 +572,7 @@ async def test_a_client_that_leaves_frees_its_place_in_the_queue(busy):
     process, infer = busy
     waiting = [asyncio.create_task(infer(1)) for _ in range(2)]
     await until(lambda: process.metric("inference_queue_rows") == 2)
+    await_beats(process.port)
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
@@ -604,7 +605,7 @@ async def test_more_rows_than_the_queue_can_ever_hold_are_too_many_even_when_it_
 def test_no_answer_and_nothing_the_server_writes_contains_a_word_of_the_input(package, log_format):
     words = {place: f"zyx{place}qvw" for place in "abcdefghijklmnopq"}
     text = f"{words['a']} {words['b']}"
-    model = f"/v2/models/{MANIFEST['name']}"
+    model = f"/v2/models/{NAME}"
     spec = {"name": words["c"], "datatype": words["d"], "shape": [1], "data": [words["e"]]}
     text_spec = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
     attempts: list[tuple[str, bytes | dict, dict[str, str]]] = [

@@ -17,13 +17,14 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import NAME
 
 CONNECTIONS = 6
 # What resident memory may gain over two thirds of the requests: the allocator's unrest, whatever their number.
 GROWTH_BYTES = 16 * 2**20
 PATIENCE_SECONDS = 60
-INFER = f"/v2/models/{json.loads((BUNDLED / 'manifest.json').read_text())['name']}/infer"
+INFER = f"/v2/models/{NAME}/infer"
 JSON = {"content-type": "application/json"}
 WORDS = (
     "the kettle sings while our neighbour paints her fence a cheerful green and nobody minds that it drips on "

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from tests import onnx_models
 from tests.process import ServerProcess
+from tests.text_model import NAME
 
 TYPES = {
     "BOOL": (TensorProto.BOOL, np.array([[True, False], [False, True]])),
@@ -215,7 +216,7 @@ def urls(package: Callable[..., Path]) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         patient = {"request_timeout_ms": 300_000}
         processes = {name: stack.enter_context(ServerProcess(folder, **patient)) for name, folder in folders.items()}
-        processes["sentiment"] = stack.enter_context(ServerProcess(**patient))
+        processes[NAME] = stack.enter_context(ServerProcess(**patient))
         yield {name: process.ready().url.removeprefix("http://") for name, process in processes.items()}
 
 
@@ -384,7 +385,7 @@ def test_every_datatype_comes_back_as_it_was_sent(client, binary):
 def test_sentences_get_labels_scores_and_probabilities(client, binary):
     rows = strings("Simply brilliant, I adore it.", "Dreadful food and a horrible, rude waiter.")
     outputs = [(name, binary) for name in ("label", "score", "probabilities")]
-    answer = client.infer("sentiment", rows, binary=binary, outputs=outputs)
+    answer = client.infer(NAME, rows, binary=binary, outputs=outputs)
     labels = [item.decode() if isinstance(item, bytes) else item for item in answer.arrays["label"]]
     assert labels == ["positive", "negative"]
     assert answer.arrays["score"].shape == (2,)
@@ -393,7 +394,7 @@ def test_sentences_get_labels_scores_and_probabilities(client, binary):
 
 
 def test_sentences_may_be_bytes(client):
-    answer = client.infer("sentiment", strings("Très bien — wonderful! ☀".encode()))
+    answer = client.infer(NAME, strings("Très bien — wonderful! ☀".encode()))
     assert answer.arrays["label"].tolist() == [b"positive"]
 
 
@@ -485,6 +486,6 @@ def test_what_does_not_fit_raises_the_clients_exception(client, change, status):
 
 
 def test_text_that_is_not_utf8_raises_the_clients_exception(client):
-    refusal = client.try_infer("sentiment", strings(b"\xff\xfe"))
+    refusal = client.try_infer(NAME, strings(b"\xff\xfe"))
     assert isinstance(refusal, Refusal)
     assert (refusal.status, "UTF-8" in refusal.message) == ("422", True)

@@ -19,7 +19,8 @@ from loadtest.benchmark.server import Running, service, serving
 from loadtest.client import Client
 from loadtest.connection import Target
 from loadtest.texts import sentences
-from tests.process import BUNDLED, ServerProcess
+from tests.process import ServerProcess
+from tests.text_model import SLOW, text_model
 
 SECONDS = 2.5
 PATIENCE_SECONDS = 60
@@ -68,7 +69,7 @@ class Probes:
 
 
 async def test_clients_that_do_not_wait_after_a_refusal_leave_nothing_behind() -> None:
-    with ServerProcess(max_queue_rows=8).ready() as process, Probes(process.url) as probes:
+    with ServerProcess(text_model(SLOW), max_queue_rows=8).ready() as process, Probes(process.url) as probes:
         target = Target.of(f"{process.url}/predict")
         client = Client(target, [target.post(b'{"text": "It rains."}')], back_off_seconds=0.0)
         client.hold(64)
@@ -87,8 +88,8 @@ async def test_clients_that_do_not_wait_after_a_refusal_leave_nothing_behind() -
 
 
 @pytest.fixture(scope="module")
-def bundled() -> Iterator[Running]:
-    with serving(service(BUNDLED, max_queue_wait_ms=600_000, request_timeout_ms=600_000)) as running:
+def heavy() -> Iterator[Running]:
+    with serving(service(text_model(SLOW), max_queue_wait_ms=600_000, request_timeout_ms=600_000)) as running:
         yield running
 
 
@@ -102,8 +103,8 @@ def under(running: Running, connections: int) -> tuple[dict[str, float], dict[st
 
 
 @pytest.mark.soak
-def test_a_crowd_shares_runs_and_rows_of_a_run_are_of_similar_length(bundled: Running) -> None:
-    _, gained = under(bundled, 64)
+def test_a_crowd_shares_runs_and_rows_of_a_run_are_of_similar_length(heavy: Running) -> None:
+    _, gained = under(heavy, 64)
     assert gained["inference_batch_rows_sum"] >= 4 * gained["inference_run_seconds_count"]
     real, padding = gained["inference_tokens_totalreal"], gained["inference_tokens_totalpadding"]
     assert padding <= 0.2 * (real + padding)
@@ -114,15 +115,15 @@ def test_a_crowd_shares_runs_and_rows_of_a_run_are_of_similar_length(bundled: Ru
 
 
 @pytest.mark.soak
-def test_a_client_alone_never_waits_for_company(bundled: Running) -> None:
-    _, gained = under(bundled, 1)
+def test_a_client_alone_never_waits_for_company(heavy: Running) -> None:
+    _, gained = under(heavy, 1)
     assert gained["inference_batch_rows_sum"] == gained["inference_run_seconds_count"] > 0
     assert gained["inference_queue_wait_seconds_sum"] < gained["inference_run_seconds_sum"]
 
 
 @pytest.mark.soak
-def test_a_crowd_costs_hardly_more_cpu_for_each_request_than_a_client_alone(bundled: Running) -> None:
-    crowd, alone = under(bundled, 64)[0], under(bundled, 1)[0]
+def test_a_crowd_costs_hardly_more_cpu_for_each_request_than_a_client_alone(heavy: Running) -> None:
+    crowd, alone = under(heavy, 64)[0], under(heavy, 1)[0]
     # Less, as measured, where nobody else uses the machine.
     assert crowd["server_cpu_ms_per_request"] < 1.5 * alone["server_cpu_ms_per_request"]
 
@@ -141,7 +142,7 @@ def test_all_but_the_model_costs_a_few_times_what_a_web_server_with_a_constant_a
 def test_five_times_its_capacity_leaves_nothing_behind(request: pytest.FixtureRequest) -> None:
     seconds = request.config.getoption("--overload-seconds")
     allow_connections()
-    with serving(service(BUNDLED, max_queue_wait_ms=100)) as running:
+    with serving(service(text_model(SLOW), max_queue_wait_ms=100)) as running:
         capacity = closed(running, TEXTS, 16, SECONDS)["requests_per_second"]
 
         def overload() -> dict[str, float]:

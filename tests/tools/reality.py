@@ -22,6 +22,7 @@ from loadtest.capacity import run as capacity
 from loadtest.capacity.schema import Options, Report
 from loadtest.client import Client
 from loadtest.connection import Answers, Target
+from loadtest.payloads import Payload
 from loadtest.shapes import Shape, shape
 from loadtest.simulate.fleet import Timeline, World, simulate
 from loadtest.simulate.hpa import Autoscaler, Behavior, Pods, Policy, Rules
@@ -68,7 +69,8 @@ async def measure() -> tuple[Report, float]:
         seconds = time.perf_counter() - started
         # Through the balancer, because its own time is part of every latency that will be observed.
         target = Target.of(f"http://127.0.0.1:{balancer.port}/")
-        return await capacity.run(target, options(seconds), b"{}"), seconds
+        nothing = capacity.Load([Payload("/predict", b"{}")], "nothing")
+        return await capacity.run(target, options(seconds), nothing), seconds
 
 
 def autoscaler(report: Report) -> Autoscaler:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from loadtest.benchmark.server import free_port
 from loadtest.capacity import schema
 from loadtest.connection import Target, TargetError
-from tests.process import ROOT
+from tests import onnx_models
+from tests.process import ROOT, ServerProcess
 
 QUICK = ("--min-step-seconds", "0.3", "--max-step-seconds", "0.5", "--max-in-flight", "2", "--start-seconds", "2")
 
@@ -74,6 +76,33 @@ def test_a_url_that_never_answers_200_is_one_line_and_nothing_written(server, tm
     assert done.returncode == 2
     assert "no request was answered with 200" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def lookup(package):
+    """A model that takes no text, and fails on an index of 10 or more."""
+    with ServerProcess(package(onnx_models.lookup), max_queue_wait_ms=600_000) as process:
+        yield process.ready()
+
+
+def test_without_a_path_it_sends_what_the_served_model_takes(server, lookup, tmp_path):
+    for process, route in ((server, "/predict"), (lookup, "/v2/models/infer")):
+        done = capacity("--url", process.url, "--out", tmp_path / route[1:3], "--slo-p95-ms", 5000, "--quiet", *QUICK)
+        assert done.returncode == 0, done.stderr
+        report = schema.read(tmp_path / route[1:3] / "report.json")
+        assert sum(step.requests for step in report.steps) > 0
+        assert [step.errors for step in report.steps] == [0] * len(report.steps)
+        # The first request asks whether any is answered.
+        assert process.metric("inference_requests_total", route=route, code="200") > report.steps[0].requests
+
+
+def test_a_request_that_fails_is_shown_with_its_status_its_answer_and_what_to_do(lookup, tmp_path):
+    np.savez(tmp_path / "inputs.npz", index=[99])
+    done = capacity("--url", lookup.url, "--inputs", tmp_path / "inputs.npz", "--out", tmp_path / "out", "--quiet")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "/v2/models/test-model/infer: no request was answered with 200: the first got 500: " in line
+    assert "the model failed on this input" in line
 
 
 def test_nothing_listening_is_one_line(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 
 from loadtest.benchmark.server import free_port
 from loadtest.texts import MIX, mixed
-from tests.process import ROOT
+from tests import onnx_models
+from tests.process import ROOT, ServerProcess
 
 LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
 # A shared machine may be slow; tests are about what is sent, not how fast.
@@ -117,6 +118,21 @@ def test_failures_over_what_is_allowed_are_exit_code_1(server, tmp_path):
     assert code == 1
     assert "failed 100.00 %" in output
     assert count(rows, column="num_failures") == count(rows) > 0
+    # Once before, by name, and then as each request's error.
+    assert "404: " in output
+    assert "unknown model" in output
+    assert "sending texts" in output
+
+
+def test_a_model_that_takes_no_text_gets_tensors_from_users_and_arrivals_alike(package, tmp_path):
+    with ServerProcess(package(onnx_models.two_outputs), max_queue_wait_ms=600_000).ready() as tensors:
+        closed = ("--users", 10, "--spawn-rate", 10, "--run-time", "2s")
+        arrivals = ("--loop", "open", "--shape", "constant", "--peak", 20, "--shape-seconds", 2)
+        for arguments in (closed, arrivals):
+            code, output, rows = locust(tensors, *arguments, folder=tmp_path)
+            assert code == 0, output
+            assert set(rows) == {"/v2/models/infer"}
+            assert count(rows, column="num_failures") == 0
 
 
 @pytest.mark.parametrize(
@@ -176,6 +192,6 @@ def test_the_mix_has_short_medium_and_long_texts_in_their_shares():
 
 def test_the_files_that_go_to_the_cluster_need_only_locust():
     """Its image has nothing else."""
-    for name in ("locustfile.py", "shapes.py", "texts.py", "__init__.py"):
+    for name in ("locustfile.py", "shapes.py", "texts.py", "__init__.py", "payloads.py"):
         text = (Path(LOCUSTFILE).parent / name).read_text()
         assert not any(f"import {library}" in text for library in ("numpy", "msgspec", "psutil"))

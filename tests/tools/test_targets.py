@@ -1,8 +1,13 @@
 """The benchmark's arithmetic: figures beside their targets and limits, as a table."""
 
+from argparse import ArgumentTypeError
+
 import pytest
 
+from loadtest.benchmark.server import text_artifact
 from loadtest.benchmark.targets import CONNECTIONS, OVERLOADS, client_cpu_ms, queue_p99_ms, table, targets
+from tests import onnx_models
+from tests.text_model import text_model
 
 
 @pytest.fixture
@@ -37,6 +42,13 @@ def report():
         "plain_1": load,
         "plain_2": load,
     }
+
+
+def test_only_a_text_model_is_measured_and_another_is_one_line(package, tmp_path):
+    assert text_artifact(str(text_model())) == text_model()
+    for folder, says in ((package(onnx_models.mlp), "found tensors"), (tmp_path / "nowhere", "nowhere")):
+        with pytest.raises(ArgumentTypeError, match=says):
+            text_artifact(str(folder))
 
 
 def test_targets_are_ratios_within_the_run(report):

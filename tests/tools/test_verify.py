@@ -11,7 +11,7 @@ import pytest
 from app.artifact.manifest import MANIFEST
 from model.package import file_entry
 from model.verify import main
-from tests.process import BUNDLED, ROOT, START_SECONDS, warning_libraries
+from tests.process import ROOT, START_SECONDS, warning_libraries
 from tests.unit.runtime.test_loading import FAILURES, Failure, good_artifacts, named
 
 
@@ -79,10 +79,6 @@ def test_the_digest_it_prints_is_the_one_to_pin(good, verify, capfd):
     digest = capfd.readouterr().out.split("digest ")[1].split()[0]
     assert verify(good["text"], "--digest", digest) == 0
     assert verify(good["tensors"], "--digest", digest) == 3
-
-
-def test_the_bundled_model_passes(verify):
-    assert verify(BUNDLED) == 0
 
 
 @pytest.mark.parametrize("arguments", [(), ("--provider", "tpu", "folder")])

@@ -17,7 +17,7 @@ from app.errors import ArtifactError
 from app.runtime.loading import load_model
 from model.package import file_entry
 from tests.onnx_models import mlp
-from tests.process import BUNDLED
+from tests.text_model import text_model
 
 
 def outside(location: str, **more: str) -> TensorProto:
@@ -91,7 +91,7 @@ def test_no_place_of_the_format_was_added_since() -> None:
 
 def test_a_file_without_any_names_none(tmp_path: Path) -> None:
     assert external_data(mlp(tmp_path / "model.onnx")) == []
-    assert external_data(BUNDLED / "model.onnx") == []
+    assert external_data(text_model() / "model.onnx") == []
 
 
 @settings(max_examples=300, derandomize=True)

@@ -1,12 +1,12 @@
-"""The bundled model."""
+"""The text model, loaded once for all tests here."""
 
 import pytest
 
 from app.runtime.loading import load_model
 from app.runtime.session import Model
-from tests.process import BUNDLED
+from tests.text_model import text_model
 
 
 @pytest.fixture(scope="package")
-def bundled() -> Model:
-    return load_model(BUNDLED)
+def reviews() -> Model:
+    return load_model(text_model())

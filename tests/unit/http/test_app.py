@@ -1,7 +1,6 @@
 """What is added to the application is around every route, inference included; hooks hold for all but probes."""
 
 import asyncio
-import json
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -15,11 +14,10 @@ from app.errors import Forbidden, Unauthorized
 from app.http import middleware
 from app.http.routes import ROUTES, Route
 from app.runtime.session import Model
-from tests.process import BUNDLED
+from tests.text_model import NAME, VERSION
 from tests.unit.http.asgi import PREDICT, Client, Served, held, until
 from tests.unit.http.test_connection import connected, leave
 
-MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
 KEY, ORIGIN = "a-key", "https://shop.example"
 # Of what is asked for here: 404 is a route of another task, 400 and 422 one that takes another body.
 ANSWERS = (200, 400, 404, 422)
@@ -27,7 +25,7 @@ PAGES = ("/docs", "/openapi.json", "/nowhere")
 
 
 def path_of(route: Route) -> str:
-    return route.path.format(model_name=MANIFEST["name"], model_version=MANIFEST["version"])
+    return route.path.format(model_name=NAME, model_version=VERSION)
 
 
 def named(route: Route) -> str:
@@ -60,8 +58,8 @@ class Stamping(BaseHTTPMiddleware):
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=named)
-async def test_an_authenticating_middleware_is_around_every_route(bundled: Model, route: Route) -> None:
-    async with Served(bundled) as served:
+async def test_an_authenticating_middleware_is_around_every_route(reviews: Model, route: Route) -> None:
+    async with Served(reviews) as served:
         served.app.add_middleware(KeyRequired)
         refused = await served.ask(path_of(route), route.method, PREDICT)
         assert (refused.status, refused.body) == (401, {"error": "no key"})
@@ -69,8 +67,8 @@ async def test_an_authenticating_middleware_is_around_every_route(bundled: Model
         assert admitted.status != 401
 
 
-async def test_what_a_middleware_refuses_costs_no_inference(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_what_a_middleware_refuses_costs_no_inference(reviews: Model) -> None:
+    async with Served(reviews) as served:
         served.app.add_middleware(KeyRequired)
         client = Client(PREDICT)
         await served(client)
@@ -90,9 +88,9 @@ async def test_what_a_middleware_refuses_costs_no_inference(bundled: Model) -> N
     ],
 )
 async def test_cors_headers_reach_answers_and_errors(
-    bundled: Model, path: str, method: str, body: bytes, status: int
+    reviews: Model, path: str, method: str, body: bytes, status: int
 ) -> None:
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         served.app.add_middleware(CORSMiddleware, allow_origins=[ORIGIN], expose_headers=["x-model"])
         client = await served.ask(path, method, body, origin=ORIGIN)
         assert client.status == status
@@ -102,8 +100,8 @@ async def test_cors_headers_reach_answers_and_errors(
         assert "access-control-allow-origin" not in other.headers
 
 
-async def test_a_browser_may_ask_first(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_browser_may_ask_first(reviews: Model) -> None:
+    async with Served(reviews) as served:
         served.app.add_middleware(CORSMiddleware, allow_origins=[ORIGIN], allow_methods=["POST"])
         preflight = {"origin": ORIGIN, "access_control_request_method": "POST"}
         client = await served.ask("/predict", "OPTIONS", **preflight)
@@ -111,20 +109,20 @@ async def test_a_browser_may_ask_first(bundled: Model) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=named)
-async def test_a_middleware_of_starlettes_own_kind_is_around_every_route(bundled: Model, route: Route) -> None:
-    async with Served(bundled) as served:
+async def test_a_middleware_of_starlettes_own_kind_is_around_every_route(reviews: Model, route: Route) -> None:
+    async with Served(reviews) as served:
         served.app.add_middleware(Stamping)
         client = await served.ask(path_of(route), route.method, PREDICT)
         assert client.status in ANSWERS
         assert client.headers["x-stamp"] == "stamped"
 
 
-async def test_a_middleware_that_fails_is_500_in_the_one_shape(bundled: Model) -> None:
+async def test_a_middleware_that_fails_is_500_in_the_one_shape(reviews: Model) -> None:
     class Failing(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next):
             raise ValueError("it failed")
 
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         served.app.add_middleware(Failing)
         client = Client(PREDICT)
         with pytest.raises(ValueError, match="it failed"):  # for the server's log
@@ -132,8 +130,8 @@ async def test_a_middleware_that_fails_is_500_in_the_one_shape(bundled: Model) -
         assert (client.status, client.body) == (500, {"error": "internal error"})
 
 
-async def test_behind_a_middleware_a_client_that_leaves_is_still_noticed(bundled: Model) -> None:
-    async with Served(model := held(bundled)) as served:
+async def test_behind_a_middleware_a_client_that_leaves_is_still_noticed(reviews: Model) -> None:
+    async with Served(model := held(reviews)) as served:
         served.app.add_middleware(Stamping)
         client = Client(PREDICT)
         task = asyncio.create_task(served(client))
@@ -147,10 +145,10 @@ async def test_behind_a_middleware_a_client_that_leaves_is_still_noticed(bundled
 
 @pytest.mark.parametrize("stamped", [False, True])
 async def test_a_connection_that_is_lost_is_noticed_with_and_without_a_middleware(
-    bundled: Model, stamped: bool
+    reviews: Model, stamped: bool
 ) -> None:
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    async with Served(model := held(bundled)) as served:
+    async with Served(model := held(reviews)) as served:
         if stamped:
             served.app.add_middleware(Stamping)
         with capture_logs() as lines:
@@ -163,7 +161,7 @@ async def test_a_connection_that_is_lost_is_noticed_with_and_without_a_middlewar
         assert [line["event"] for line in lines] == ["request"]
 
 
-async def test_an_answer_that_is_made_as_it_goes_comes_through_a_middleware_and_the_connection(bundled: Model) -> None:
+async def test_an_answer_that_is_made_as_it_goes_comes_through_a_middleware_and_the_connection(reviews: Model) -> None:
     go_on = asyncio.Event()
 
     async def parts():
@@ -171,7 +169,7 @@ async def test_an_answer_that_is_made_as_it_goes_comes_through_a_middleware_and_
         await go_on.wait()
         yield b"second"
 
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         served.app.add_api_route("/stream", lambda: StreamingResponse(parts()))
         served.app.add_middleware(Stamping)
         async with connected(served.app) as (reader, writer):
@@ -204,8 +202,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=named)
-async def test_hooks_hold_for_every_route_that_is_not_exempt(bundled: Model, asked: list[str], route: Route) -> None:
-    async with Served(bundled) as served:
+async def test_hooks_hold_for_every_route_that_is_not_exempt(reviews: Model, asked: list[str], route: Route) -> None:
+    async with Served(reviews) as served:
         client = await served.ask(path_of(route), route.method, PREDICT)
         if route.exempt:
             assert (client.status, asked) == (200, [])
@@ -218,8 +216,8 @@ async def test_hooks_hold_for_every_route_that_is_not_exempt(bundled: Model, ask
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_hooks_hold_for_pages_too(bundled: Model, asked: list[str], path: str) -> None:
-    async with Served(bundled) as served:
+async def test_hooks_hold_for_pages_too(reviews: Model, asked: list[str], path: str) -> None:
+    async with Served(reviews) as served:
         assert (await served.ask(path)).status == 401
 
 
@@ -228,8 +226,8 @@ def test_probes_and_metrics_alone_are_exempt() -> None:
     assert exempt == {"/live", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
-async def test_what_a_hook_refuses_is_counted_and_its_body_is_not_read(bundled: Model, asked: list[str]) -> None:
-    async with Served(bundled) as served:
+async def test_what_a_hook_refuses_is_counted_and_its_body_is_not_read(reviews: Model, asked: list[str]) -> None:
+    async with Served(reviews) as served:
         client = Client(PREDICT)
         await served(client)
         assert (client.status, client.asked, client.headers["connection"]) == (401, 0, "close")
@@ -237,8 +235,8 @@ async def test_what_a_hook_refuses_is_counted_and_its_body_is_not_read(bundled: 
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/stats"])
-async def test_a_hook_may_refuse_with_fastapis_own_exception(bundled: Model, asked: list[str], path: str) -> None:
-    async with Served(bundled) as served:
+async def test_a_hook_may_refuse_with_fastapis_own_exception(reviews: Model, asked: list[str], path: str) -> None:
+    async with Served(reviews) as served:
         method = "POST" if path == "/predict" else "GET"
         client = await served.ask(path, method, PREDICT, authorization=f"Bearer {KEY}", x_teapot="1")
         assert (client.status, client.body) == (418, {"error": "a teapot"})

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded
 from app.runtime.tasks.text_classification import TextClassification
+from tests.text_model import NAME
 from tests.unit.http.asgi import LIMITS, PREDICT, Client, Served, held, until
 
 # Bodies may arrive at once up to this many times the largest one.
@@ -33,8 +34,8 @@ class BrokenTask(TextClassification):
 
 
 @pytest.mark.parametrize("given", ["abc", "A-1_b.c:d/e+f=g@h", "7" * 128])
-async def test_a_request_id_is_taken_from_the_client_and_given_back(bundled: Model, given: str) -> None:
-    async with Served(bundled) as served:
+async def test_a_request_id_is_taken_from_the_client_and_given_back(reviews: Model, given: str) -> None:
+    async with Served(reviews) as served:
         for path, method in (("/predict", "POST"), ("/live", "GET"), ("/nowhere", "GET")):
             client = Client(PREDICT)
             await served(client, path, method, x_request_id=given)
@@ -44,8 +45,8 @@ async def test_a_request_id_is_taken_from_the_client_and_given_back(bundled: Mod
 @pytest.mark.parametrize(
     "given", ["", "7" * 129, "two words", "tab\there", "line\nbreak", "trailing\n", '"quoted"', "ümlaut", "{}", "a,b"]
 )
-async def test_a_request_id_that_could_do_harm_is_replaced(bundled: Model, given: str) -> None:
-    async with Served(bundled) as served:
+async def test_a_request_id_that_could_do_harm_is_replaced(reviews: Model, given: str) -> None:
+    async with Served(reviews) as served:
         for path, method in (("/predict", "POST"), ("/live", "GET")):
             client = Client(PREDICT)
             with capture_logs() as lines:
@@ -54,9 +55,9 @@ async def test_a_request_id_that_could_do_harm_is_replaced(bundled: Model, given
             assert [line["request_id"] for line in lines] == [client.headers["x-request-id"]] * len(lines)
 
 
-async def test_generated_request_ids_differ(bundled: Model) -> None:
+async def test_generated_request_ids_differ(reviews: Model) -> None:
     seen = set()
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for _ in range(20):
             client = Client(PREDICT)
             await served(client)
@@ -67,8 +68,8 @@ async def test_generated_request_ids_differ(bundled: Model) -> None:
 # --- books ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_request_is_in_flight_until_it_is_answered(bundled: Model) -> None:
-    async with Served(model := held(bundled)) as served:
+async def test_a_request_is_in_flight_until_it_is_answered(reviews: Model) -> None:
+    async with Served(model := held(reviews)) as served:
         client = Client(PREDICT)
         task = asyncio.create_task(served(client))
         await until(lambda: model.entered)
@@ -89,8 +90,8 @@ async def test_a_request_is_in_flight_until_it_is_answered(bundled: Model) -> No
         ("/v2/models/anything/versions/9/infer", "/v2/models/infer"),
     ],
 )
-async def test_every_inference_path_counts_under_its_route(bundled: Model, path: str, route: str) -> None:
-    async with Served(bundled) as served:
+async def test_every_inference_path_counts_under_its_route(reviews: Model, path: str, route: str) -> None:
+    async with Served(reviews) as served:
         client = Client(b"{")
         with capture_logs() as lines:
             await served(client, path)
@@ -108,7 +109,7 @@ async def test_every_inference_path_counts_under_its_route(bundled: Model, path:
         ("GET", "/v2"),
         ("GET", "/v2/health/live"),
         ("GET", "/v2/health/ready"),
-        ("GET", "/v2/models/sentiment"),
+        ("GET", f"/v2/models/{NAME}"),
         ("GET", "/docs"),
         ("GET", "/nowhere"),
         ("POST", "/v2/models/a/b/infer"),
@@ -116,8 +117,8 @@ async def test_every_inference_path_counts_under_its_route(bundled: Model, path:
         ("GET", "/predict"),
     ],
 )
-async def test_all_else_is_neither_counted_nor_logged(bundled: Model, method: str, path: str) -> None:
-    async with Served(bundled) as served:
+async def test_all_else_is_neither_counted_nor_logged(reviews: Model, method: str, path: str) -> None:
+    async with Served(reviews) as served:
         client = Client(b"")
         with capture_logs() as lines:
             await served(client, path, method)
@@ -127,8 +128,8 @@ async def test_all_else_is_neither_counted_nor_logged(bundled: Model, method: st
         assert {float(count) for count in counts} == {0.0}
 
 
-async def test_a_bug_ends_one_request_with_500_and_without_a_word_of_what_it_was_about(bundled: Model) -> None:
-    async with Served(replace(bundled, task=BrokenTask(bundled.artifact, bundled.batch_rows))) as served:
+async def test_a_bug_ends_one_request_with_500_and_without_a_word_of_what_it_was_about(reviews: Model) -> None:
+    async with Served(replace(reviews, task=BrokenTask(reviews.artifact, reviews.batch_rows))) as served:
         client = Client(PREDICT)
         with capture_logs() as lines:
             await served(client)
@@ -143,8 +144,8 @@ async def test_a_bug_ends_one_request_with_500_and_without_a_word_of_what_it_was
         assert served.in_flight == 0
 
 
-async def test_a_request_cut_off_by_the_server_leaves_the_gauges_at_zero(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_request_cut_off_by_the_server_leaves_the_gauges_at_zero(reviews: Model) -> None:
+    async with Served(reviews) as served:
         task = asyncio.create_task(served(Client(b"{", more=True)))
         await until(lambda: served.in_flight == 1)
         task.cancel()
@@ -173,8 +174,8 @@ async def test_before_the_model_is_there_inference_is_refused_for_now() -> None:
         assert (ready.status, ready.body["stage"], live.status) == (503, "loading", 200)
 
 
-async def test_while_draining_new_requests_are_refused_and_connections_closed(bundled: Model) -> None:
-    async with Served(model := held(bundled)) as served:
+async def test_while_draining_new_requests_are_refused_and_connections_closed(reviews: Model) -> None:
+    async with Served(model := held(reviews)) as served:
         accepted, refused, probe = Client(PREDICT), Client(PREDICT), Client()
         task = asyncio.create_task(served(accepted))
         await until(lambda: model.entered)
@@ -191,8 +192,8 @@ async def test_while_draining_new_requests_are_refused_and_connections_closed(bu
         assert served.rejected("draining") == 1
 
 
-async def test_a_request_accepted_before_the_drain_is_answered_although_its_body_comes_later(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_request_accepted_before_the_drain_is_answered_although_its_body_comes_later(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = Client(PREDICT[:5], more=True)
         task = asyncio.create_task(served(client))
         await until(lambda: client.asked == 2)
@@ -202,8 +203,8 @@ async def test_a_request_accepted_before_the_drain_is_answered_although_its_body
         assert client.status == 200
 
 
-async def test_connections_are_kept_open_while_ready(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_connections_are_kept_open_while_ready(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = Client(PREDICT)
         await served(client)
         assert "connection" not in client.headers
@@ -213,8 +214,8 @@ async def test_connections_are_kept_open_while_ready(bundled: Model) -> None:
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [5, 6, 20], list(range(len(PREDICT)))])
-async def test_a_body_is_read_whole_however_it_is_cut(bundled: Model, cuts: list[int]) -> None:
-    async with Served(bundled) as served:
+async def test_a_body_is_read_whole_however_it_is_cut(reviews: Model, cuts: list[int]) -> None:
+    async with Served(reviews) as served:
         edges = [0, *cuts, len(PREDICT)]
         client = Client(*[PREDICT[start:end] for start, end in pairwise(edges)])
         with capture_logs() as lines:
@@ -224,15 +225,15 @@ async def test_a_body_is_read_whole_however_it_is_cut(bundled: Model, cuts: list
         assert served.sample("inference_request_bytes_sum") == len(PREDICT)
 
 
-async def test_a_body_of_just_the_limit_is_read(bundled: Model) -> None:
-    async with Served(bundled, max_body_bytes=len(PREDICT)) as served:
+async def test_a_body_of_just_the_limit_is_read(reviews: Model) -> None:
+    async with Served(reviews, max_body_bytes=len(PREDICT)) as served:
         client = Client(PREDICT)
         await served(client, content_length=str(len(PREDICT)))
         assert client.status == 200
 
 
-async def test_a_body_declared_too_large_is_refused_before_a_byte_is_read(bundled: Model) -> None:
-    async with Served(bundled, max_body_bytes=100) as served:
+async def test_a_body_declared_too_large_is_refused_before_a_byte_is_read(reviews: Model) -> None:
+    async with Served(reviews, max_body_bytes=100) as served:
         client = Client(b"x" * 101)
         await served(client, content_length="101")
         assert client.status == 413
@@ -243,8 +244,8 @@ async def test_a_body_declared_too_large_is_refused_before_a_byte_is_read(bundle
 
 
 @pytest.mark.parametrize("declared", ["", "5", "-1", "many", "²", "1e9"])
-async def test_a_body_that_grows_too_large_is_refused_whatever_was_declared(bundled: Model, declared: str) -> None:
-    async with Served(bundled, max_body_bytes=100) as served:
+async def test_a_body_that_grows_too_large_is_refused_whatever_was_declared(reviews: Model, declared: str) -> None:
+    async with Served(reviews, max_body_bytes=100) as served:
         client = Client(b"x" * 60, b"x" * 60, b"x" * 60)
         await served(client, content_length=declared)
         assert client.status == 413
@@ -252,8 +253,8 @@ async def test_a_body_that_grows_too_large_is_refused_whatever_was_declared(bund
         assert client.asked == 2, "what is too much is not read on"
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_given_up(bundled: Model) -> None:
-    async with Served(bundled, request_timeout_ms=20) as served:
+async def test_a_body_that_does_not_arrive_in_time_is_given_up(reviews: Model) -> None:
+    async with Served(reviews, request_timeout_ms=20) as served:
         client = Client(b"a part", more=True)
         await served(client)
         assert client.status == 408
@@ -262,8 +263,8 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up(bundled: Model) -
         assert served.in_flight == 0
 
 
-async def test_a_client_that_leaves_while_sending_is_counted_and_forgotten(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_client_that_leaves_while_sending_is_counted_and_forgotten(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = Client(b"a part", more=True)
         client.leave()
         await served(client)
@@ -272,8 +273,8 @@ async def test_a_client_that_leaves_while_sending_is_counted_and_forgotten(bundl
         assert served.in_flight == 0
 
 
-async def test_bodies_held_at_once_are_bounded_and_what_is_released_may_be_used_again(bundled: Model) -> None:
-    async with Served(bundled, max_body_bytes=100) as served:
+async def test_bodies_held_at_once_are_bounded_and_what_is_released_may_be_used_again(reviews: Model) -> None:
+    async with Served(reviews, max_body_bytes=100) as served:
         clients = [Client(b"x" * 100, more=True) for _ in range(BODIES_AT_ONCE)]
         tasks = [asyncio.create_task(served(client)) for client in clients]
         await until(lambda: all(client.asked == 2 for client in clients))
@@ -312,11 +313,11 @@ MiB = 2**20
     [("/predict", PREDICT), ("/predict/batch", BATCH), ("/v2/models/{}/infer", json.dumps(TENSOR).encode())],
 )
 async def test_a_packed_body_is_unpacked_however_it_is_cut(
-    bundled: Model, encoding: str, path: str, body: bytes
+    reviews: Model, encoding: str, path: str, body: bytes
 ) -> None:
     packed = PACKED[encoding.lower()](body)
-    path = path.format(bundled.artifact.manifest.name)
-    async with Served(bundled) as served:
+    path = path.format(reviews.artifact.manifest.name)
+    async with Served(reviews) as served:
         plain = await served.ask(path, "POST", body)
         for parts in ([packed], [packed[:1], packed[1:9], packed[9:]], [packed[i : i + 1] for i in range(len(packed))]):
             client = Client(*parts)
@@ -327,14 +328,14 @@ async def test_a_packed_body_is_unpacked_however_it_is_cut(
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
-async def test_a_body_that_is_said_to_be_as_it_is_is_read_so(bundled: Model, encoding: str) -> None:
-    async with Served(bundled) as served:
+async def test_a_body_that_is_said_to_be_as_it_is_is_read_so(reviews: Model, encoding: str) -> None:
+    async with Served(reviews) as served:
         assert (await served.ask("/predict", "POST", PREDICT, content_encoding=encoding)).status == 200
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "gzip, identity", "gzip;q=1", "axolotl"])
-async def test_another_packing_is_unsupported_and_its_body_is_not_read(bundled: Model, encoding: str) -> None:
-    async with Served(bundled) as served:
+async def test_another_packing_is_unsupported_and_its_body_is_not_read(reviews: Model, encoding: str) -> None:
+    async with Served(reviews) as served:
         client = Client(gzip.compress(PREDICT))
         await served(client, content_encoding=encoding)
         assert (client.status, client.asked) == (415, 0)
@@ -343,7 +344,7 @@ async def test_another_packing_is_unsupported_and_its_body_is_not_read(bundled: 
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_packing_that_is_broken_or_cut_is_a_bad_request(bundled: Model, encoding: str) -> None:
+async def test_a_packing_that_is_broken_or_cut_is_a_bad_request(reviews: Model, encoding: str) -> None:
     packed = PACKED[encoding](PREDICT)
     broken = [
         b"",
@@ -355,7 +356,7 @@ async def test_a_packing_that_is_broken_or_cut_is_a_bad_request(bundled: Model, 
         b"\0" + packed,
         PACKED["deflate" if encoding == "gzip" else "gzip"](PREDICT),
     ]
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for body in broken:
             for parts in ([body], [body[:5], body[5:]]):
                 client = Client(*parts)
@@ -366,8 +367,8 @@ async def test_a_packing_that_is_broken_or_cut_is_a_bad_request(bundled: Model, 
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_what_unpacks_to_just_the_limit_is_read_and_one_byte_more_is_not(bundled: Model, encoding: str) -> None:
-    async with Served(bundled, max_body_bytes=1000) as served:
+async def test_what_unpacks_to_just_the_limit_is_read_and_one_byte_more_is_not(reviews: Model, encoding: str) -> None:
+    async with Served(reviews, max_body_bytes=1000) as served:
         for size, status in ((1000, 200), (1001, 413)):
             body = PACKED[encoding](PREDICT.ljust(size))
             for parts in ([body], [body[:7], body[7:], b""]):
@@ -380,10 +381,10 @@ async def test_what_unpacks_to_just_the_limit_is_read_and_one_byte_more_is_not(b
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_a_bomb_is_refused_before_it_is_in_memory(bundled: Model, encoding: str) -> None:
+async def test_a_bomb_is_refused_before_it_is_in_memory(reviews: Model, encoding: str) -> None:
     bomb = PACKED[encoding](bytes(256 * MiB))
     assert len(bomb) < 256 * MiB / 900
-    async with Served(bundled, max_body_bytes=MiB) as served:
+    async with Served(reviews, max_body_bytes=MiB) as served:
         client = Client(bomb)
         tracemalloc.start()
         try:
@@ -396,10 +397,10 @@ async def test_a_bomb_is_refused_before_it_is_in_memory(bundled: Model, encoding
         assert most < 3 * MiB
 
 
-async def test_packed_bodies_count_towards_what_may_be_held_at_once_with_their_whole_size(bundled: Model) -> None:
+async def test_packed_bodies_count_towards_what_may_be_held_at_once_with_their_whole_size(reviews: Model) -> None:
     part = zlib.compressobj(wbits=31)
     packed = part.compress(b" " * 1000) + part.flush(zlib.Z_SYNC_FLUSH)
-    async with Served(bundled, max_body_bytes=1000) as served:
+    async with Served(reviews, max_body_bytes=1000) as served:
         clients = [Client(packed, more=True) for _ in range(BODIES_AT_ONCE)]
         tasks = [asyncio.create_task(served(client, content_encoding="gzip")) for client in clients]
         await until(lambda: all(client.asked == 2 for client in clients))
@@ -414,8 +415,8 @@ async def test_packed_bodies_count_towards_what_may_be_held_at_once_with_their_w
 # --- deadlines, and clients that leave --------------------------------------------------------------------------------
 
 
-async def test_an_answer_that_does_not_come_in_time_is_504(bundled: Model) -> None:
-    async with Served(held(bundled), request_timeout_ms=20) as served:
+async def test_an_answer_that_does_not_come_in_time_is_504(reviews: Model) -> None:
+    async with Served(held(reviews), request_timeout_ms=20) as served:
         client = Client(PREDICT)
         await served(client)
         assert client.status == 504
@@ -423,8 +424,8 @@ async def test_an_answer_that_does_not_come_in_time_is_504(bundled: Model) -> No
         assert served.in_flight == 0
 
 
-async def test_a_client_that_leaves_while_its_rows_run_or_wait_is_not_waited_for(bundled: Model) -> None:
-    async with Served(model := held(bundled)) as served:
+async def test_a_client_that_leaves_while_its_rows_run_or_wait_is_not_waited_for(reviews: Model) -> None:
+    async with Served(model := held(reviews)) as served:
         running, waiting = Client(PREDICT), Client(PREDICT)
         tasks = [asyncio.create_task(served(running))]
         await until(lambda: model.entered)
@@ -444,8 +445,8 @@ async def test_a_client_that_leaves_while_its_rows_run_or_wait_is_not_waited_for
         assert served.sample("inference_batch_rows_sum") == 2, "the row that waited was not run"
 
 
-async def test_a_client_that_leaves_just_before_or_after_its_answer_does_no_harm(bundled: Model) -> None:
-    async with Served(bundled, replace(LIMITS, queue_rows=100)) as served:
+async def test_a_client_that_leaves_just_before_or_after_its_answer_does_no_harm(reviews: Model) -> None:
+    async with Served(reviews, replace(LIMITS, queue_rows=100)) as served:
         for delay in range(30):
             client = Client(PREDICT)
             task = asyncio.create_task(served(client))
@@ -457,15 +458,15 @@ async def test_a_client_that_leaves_just_before_or_after_its_answer_does_no_harm
         assert served.requests(200) + served.requests(499) == 30
 
 
-async def test_a_client_that_is_answered_leaves_no_task_behind(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_client_that_is_answered_leaves_no_task_behind(reviews: Model) -> None:
+    async with Served(reviews) as served:
         await served(Client(PREDICT))
         await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) == 1
 
 
-async def test_what_follows_the_body_is_not_taken_for_a_client_that_leaves(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_what_follows_the_body_is_not_taken_for_a_client_that_leaves(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = Client(PREDICT)
         for _ in range(3):
             client.send_part(b"", more=False)
@@ -492,9 +493,9 @@ async def test_what_follows_the_body_is_not_taken_for_a_client_that_leaves(bundl
     ],
 )
 async def test_every_error_is_one_shape_with_the_status_of_the_contract(
-    bundled: Model, status: int, path: str, body: bytes, headers: dict[str, str]
+    reviews: Model, status: int, path: str, body: bytes, headers: dict[str, str]
 ) -> None:
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         client = Client(body)
         await served(client, path, **headers)
         assert client.status == status
@@ -506,9 +507,9 @@ async def test_every_error_is_one_shape_with_the_status_of_the_contract(
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/predict", 405)])
 async def test_paths_and_methods_that_are_not_there_have_the_same_shape(
-    bundled: Model, method: str, path: str, status: int
+    reviews: Model, method: str, path: str, status: int
 ) -> None:
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         client = Client(b"")
         await served(client, path, method)
         assert client.status == status

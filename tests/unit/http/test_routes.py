@@ -10,20 +10,18 @@ from app.http.openapi import document
 from app.http.routes import LABELS, ROUTES, Route, find_inference_route, serves
 from app.runtime.session import Model
 from app.runtime.tasks import TASKS
-from tests.process import BUNDLED
+from tests.text_model import NAME, VERSION
 from tests.unit.http.asgi import PREDICT, Served
 
-MANIFEST = json.loads((BUNDLED / "manifest.json").read_text())
-NAME, VERSION = MANIFEST["name"], MANIFEST["version"]
 TENSOR = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["the heron waits"]}]}
 BODIES = {
     "/predict": PREDICT,
     "/predict/batch": b'{"texts": ["a", "b"]}',
     "/v2/models/infer": json.dumps(TENSOR).encode(),
 }
-# Those of the bundled model's task.
-SERVED = tuple(route for route in ROUTES if serves(route, MANIFEST["task"]))
-ELSEWHERE = tuple(route for route in ROUTES if not serves(route, MANIFEST["task"]))
+# Those of the task of the model here.
+SERVED = tuple(route for route in ROUTES if serves(route, "text-classification"))
+ELSEWHERE = tuple(route for route in ROUTES if not serves(route, "text-classification"))
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
 PATHS = tuple(dict.fromkeys(route.path for route in ROUTES))
 
@@ -37,9 +35,9 @@ def named(route: Route) -> str:
 
 
 @pytest.mark.parametrize("route", SERVED, ids=named)
-async def test_every_row_answers_is_described_and_is_counted_from_the_start(bundled: Model, route: Route) -> None:
+async def test_every_row_answers_is_described_and_is_counted_from_the_start(reviews: Model, route: Route) -> None:
     status = 400 if route.handler is handlers.repository_change else 200  # which only says that it is not done here
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         if route.label:
             assert served.requests(200, route.label) == 0
             assert served.sample("inference_request_duration_seconds_count", route=route.label) == 0
@@ -64,8 +62,8 @@ def test_every_task_of_the_table_is_one_that_there_is_and_has_one_handler_on_a_p
 
 
 @pytest.mark.parametrize("path", sorted({route.path for route in ELSEWHERE} - {route.path for route in SERVED}))
-async def test_a_route_of_another_task_is_not_found_and_says_which_are(bundled: Model, path: str) -> None:
-    async with Served(bundled) as served:
+async def test_a_route_of_another_task_is_not_found_and_says_which_are(reviews: Model, path: str) -> None:
+    async with Served(reviews) as served:
         client = await served.ask(path, "POST", PREDICT)
         assert client.status == 404
         assert client.body == {
@@ -84,10 +82,10 @@ async def test_there_is_no_document_before_the_model_says_which_routes_there_are
 
 @pytest.mark.parametrize("path", PATHS)
 async def test_another_method_on_a_path_of_the_table_is_405_and_says_which_is_allowed(
-    bundled: Model, path: str
+    reviews: Model, path: str
 ) -> None:
     allowed = {route.method for route in ROUTES if route.path == path}
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for method in METHODS:
             if method not in allowed and not (method == "HEAD" and "GET" in allowed):
                 client = await served.ask(filled(path), method, PREDICT)
@@ -121,9 +119,9 @@ NEAR_MISSES = (
 
 @pytest.mark.parametrize("path", NEAR_MISSES, ids=lambda path: ascii(path[:60]))
 async def test_what_only_looks_like_a_route_is_an_error_and_neither_a_redirect_nor_a_failure(
-    bundled: Model, path: str
+    reviews: Model, path: str
 ) -> None:
-    async with Served(bundled) as served:
+    async with Served(reviews) as served:
         for method in METHODS:
             client = await served.ask(path, method, PREDICT)
             assert client.status == 200 or 400 <= client.status < 500, method
@@ -135,8 +133,8 @@ async def test_what_only_looks_like_a_route_is_an_error_and_neither_a_redirect_n
                 assert client.headers["allow"]
 
 
-async def test_a_model_called_infer_takes_no_inference_by_its_name_alone(bundled: Model) -> None:
-    async with Served(bundled) as served:
+async def test_a_model_called_infer_takes_no_inference_by_its_name_alone(reviews: Model) -> None:
+    async with Served(reviews) as served:
         client = await served.ask("/v2/models/infer", "POST", PREDICT)
         assert client.status in (404, 405)
         assert list(client.body) == ["error"]

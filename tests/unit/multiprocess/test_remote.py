@@ -15,7 +15,7 @@ from app.multiprocess.remote import RemoteBatcher, open_model
 from app.runtime.tasks import Encoded
 from app.runtime.tasks.text_classification import TextClassification
 from app.settings import Settings
-from tests.process import BUNDLED
+from tests.text_model import text_model
 
 LIMITS = Limits(runners=2, batch_rows=8, batch_tokens=512, queue_rows=16, max_wait_seconds=0.5)
 UNIT = Encoded([1, 2, 3], 3)
@@ -155,19 +155,19 @@ async def test_closing_ends_what_waits_and_refuses_what_comes(batcher):
     assert caught.value.reason == "draining"
 
 
-def test_a_workers_model_encodes_and_names_itself_but_does_not_run(bundled_digest):
-    model = open_model(Settings(model_dir=BUNDLED), Serve(bundled_digest, "cuda", LIMITS))
+def test_a_workers_model_encodes_and_names_itself_but_does_not_run(digest):
+    model = open_model(Settings(model_dir=text_model()), Serve(digest, "cuda", LIMITS))
     assert isinstance(model.task, TextClassification)
-    assert (model.artifact.digest, model.provider, model.batch_rows) == (bundled_digest, "cuda", 8)
+    assert (model.artifact.digest, model.provider, model.batch_rows) == (digest, "cuda", 8)
     with pytest.raises(NotImplementedError):
         model.infer({})
 
 
 def test_an_artifact_swapped_since_the_engine_read_it_is_refused():
     with pytest.raises(ArtifactError, match="digest"):
-        open_model(Settings(model_dir=BUNDLED), Serve("0" * 64, "cpu", LIMITS))
+        open_model(Settings(model_dir=text_model()), Serve("0" * 64, "cpu", LIMITS))
 
 
 @pytest.fixture
-def bundled_digest() -> str:
-    return read_artifact(BUNDLED, "").digest
+def digest() -> str:
+    return read_artifact(text_model(), "").digest

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from app.telemetry import logging as logs
 from app.telemetry.logging import LineWriter
-from tests.process import BUNDLED
+from tests.process import ROOT
 
 SECRETS = ("zyzzyva", "quokka", "ptarmigan", "axolotl")
 SECRET_TEXT = "The Zyzzyva told the quokka, “ptarmigan!” 🐧 axolotl"
@@ -248,9 +248,9 @@ def test_setting_up_twice_does_not_write_twice(capfd: pytest.CaptureFixture[str]
 
 def test_values_that_json_does_not_know_are_written_as_text(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "json")
-    logs.logger().info("odd", path=BUNDLED, number=float("inf"), text="ü\n\x00")
+    logs.logger().info("odd", path=ROOT, number=float("inf"), text="ü\n\x00")
     line = json.loads(capfd.readouterr().out)
-    assert line["path"] == str(BUNDLED)
+    assert line["path"] == str(ROOT)
     assert line["text"] == "ü\n\x00"
 
 
