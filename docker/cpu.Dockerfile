@@ -16,7 +16,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
       --only-binary :all: --require-hashes -r /build/requirements.txt
 COPY app /srv/app
-COPY model/__init__.py model/package.py model/verify.py /srv/model/
+COPY model/__init__.py model/verify.py /srv/model/
+COPY model/package /srv/model/package
 # Libraries' own tests go. Bytecode is not checked against its source at start, because no file of an image changes.
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv

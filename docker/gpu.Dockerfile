@@ -32,7 +32,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
       --no-cache-dir --only-binary :all: --require-hashes -r /build/requirements.txt
 COPY app /srv/app
-COPY model/__init__.py model/package.py model/verify.py /srv/model/
+COPY model/__init__.py model/verify.py /srv/model/
+COPY model/package /srv/model/package
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv
 

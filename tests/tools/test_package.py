@@ -14,7 +14,7 @@ from app.artifact.manifest import MANIFEST
 from app.runtime.loading import load_model
 from app.runtime.session import Model, Session
 from app.runtime.tasks.text_classification import TextClassification
-from model.package import main
+from model.package.command import main
 from tests import onnx_models
 from tests.onnx_models import save, tensor
 from tests.unit.runtime.tasks.test_text import word_tokenizer

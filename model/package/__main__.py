@@ -1,0 +1,5 @@
+"""`python -m model.package`."""
+
+from model.package.command import main
+
+main()
