@@ -24,7 +24,6 @@ REMEDIES = {
     "ONNX Runtime only *guarantees*": "export with a lower opset (torch.onnx.export(…, opset_version=17), skl2onnx: "
     "target_opset=17), or install a newer onnxruntime",
     "is not a registered function/op": "operators of another library cannot run here; export without them",
-    "Non-zero status code returned while running": "its files may be of different exports",
 }
 
 
@@ -40,14 +39,14 @@ def check_name(option: str, value: str) -> None:
 
 def open_model(path: Path) -> tuple[Session, list[TensorSpec], list[TensorSpec]]:
     """The file's session on the CPU, its inputs and outputs. Raises ArtifactError that says what to do."""
-    if path.is_file():
-        for name in external_data(path):
-            source = path_inside(path.parent, name)
-            if not source.is_file():
-                raise ArtifactError(f"{path}: keeps weights in {name!r}, which is not there: put it beside the file")
     try:
         session = Session.open(path, "cpu")
     except ArtifactError as error:
+        missing = [name for name in _external_data(path) if not (path.parent / name).is_file()]
+        if missing:
+            raise ArtifactError(
+                f"{path}: keeps weights in {missing[0]!r}, which is not there: put it beside the file"
+            ) from None
         remedy = next((remedy for symptom, remedy in REMEDIES.items() if symptom in str(error)), None)
         raise ArtifactError(f"{error}: {remedy}") from None if remedy else error
     inputs, outputs = session.specs()
@@ -57,6 +56,14 @@ def open_model(path: Path) -> tuple[Session, list[TensorSpec], list[TensorSpec]]
             "constant"
         )
     return session, inputs, outputs
+
+
+def _external_data(path: Path) -> list[str]:
+    """As `external_data`; none of what is no ONNX file."""
+    try:
+        return external_data(path)
+    except (ArtifactError, OSError):
+        return []
 
 
 def copy_model(model: Path, folder: Path) -> None:

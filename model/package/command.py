@@ -109,7 +109,6 @@ def _package(args: argparse.Namespace, source: Source, model: Path, folder: Path
     pairs = source.task == PAIR
     built_in: Sequence[Text] = GOLDEN_PAIRS if pairs else GOLDEN_TEXTS
     texts = read_texts(args.texts, pairs=pairs) if args.texts else built_in
-    window = source.window(args.max_tokens)
     more = {"output": args.output} | classes
     if source.task == EMBEDDING:
         found = find_embedding(model, source.files, output=args.output, pooling=args.pooling, normalize=args.normalize)
@@ -118,6 +117,7 @@ def _package(args: argparse.Namespace, source: Source, model: Path, folder: Path
         more["scores"] = args.scores or (source.files.activation if source.files else None)
     else:
         more["labels"] = source.labels(args.labels)
+    window = source.window(args.max_tokens)
     assert source.tokenizer is not None
     origin: Origin = "given" if args.texts else "built-in"
     return package_text(

@@ -42,7 +42,7 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
     lines.append(("artifact", f"{folder}: {manifest.name} {manifest.version}, passed the gate, digest {digest}"))
     lines.append(("serve", f"{setting}APP_MODEL_DIR={shlex.quote(str(folder))} python -m app"))
     lines.append(("try", curl(folder, manifest)))
-    return [f"{name:<12}{text}" for name, text in lines]
+    return [f"{name:<11} {text}" for name, text in lines]
 
 
 def _because(why: dict[str, str], field: str) -> str:

@@ -3,6 +3,7 @@ answered as golden outputs, and finds out whether rows may share a run."""
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from app.artifact.datatypes import DTYPES, Array, Tensors
@@ -23,7 +24,7 @@ def package_tensors(
 ) -> Manifest:
     """Writes an artifact for a model of any inputs and outputs into the empty `folder`."""
     session, specs, output_specs = open_model(model)
-    varies = all(spec.shape[:1] == [-1] for spec in [*specs, *output_specs])
+    varies = all(spec.shape[:1] == [-1] for spec in specs)
     arrays = load_inputs(inputs, specs) if inputs else generate_inputs(specs, batching=varies, size=size)
     feeds = {spec.name: as_model_input(arrays[spec.name], spec.datatype) for spec in specs}
     try:
@@ -33,6 +34,8 @@ def package_tensors(
             f"{model}: does not run on {'the given' if inputs else 'generated'} inputs; give fitting ones with "
             f"--inputs FILE.npz, or another --size: {first_line(error)}"
         ) from None
+    output_specs = [as_found(spec, outputs[spec.name]) for spec in output_specs]
+    varies = varies and all(spec.shape[:1] == [-1] for spec in output_specs)
     golden = {f"input.{key}": _storable(value) for key, value in feeds.items()}
     golden |= {f"output.{key}": _storable(value) for key, value in outputs.items()}
     np.savez_compressed(folder / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
@@ -89,6 +92,15 @@ def load_inputs(path: Path, specs: list[TensorSpec]) -> Tensors:
         if (array.dtype.kind in "US") != (spec.datatype == "BYTES") or array.dtype.kind not in "USbuif":
             raise ArtifactError(f"{path}: {spec.name}: expected {spec.datatype}, found {array.dtype}")
     return inputs
+
+
+def as_found(spec: TensorSpec, array: Array) -> TensorSpec:
+    """An output without the sizes that the file declares and the model does not keep to: some converters declare one
+    row for any number of them."""
+    if len(spec.shape) != array.ndim:
+        return spec
+    shape = [-1 if size != found else size for size, found in zip(spec.shape, array.shape, strict=True)]
+    return msgspec.structs.replace(spec, shape=shape)
 
 
 def is_batchable(session: Session, inputs: Tensors, outputs: Tensors, tolerance: float) -> bool:
