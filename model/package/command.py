@@ -77,6 +77,7 @@ def main() -> None:
             _check_options(args, source.task)
             # Errors are about what people know: their own files, and the folder they asked for.
             names = {f"{folder / 'model.onnx'}": f"{source.model}", f"{folder}": f"{out}"}
+            names[f"{Path(staging) / 'export'}"] = f"{args.from_huggingface}"
             names |= {f"{folder / TOKENIZER}": f"{source.tokenizer}"} if source.tokenizer else {}
             try:
                 manifest = _package(args, source, source.model, folder)

@@ -49,13 +49,14 @@ def read_preprocessor(path: Path, model: Path, inputs: list[TensorSpec]) -> Imag
 def layout_of(model: Path, inputs: list[TensorSpec]) -> str:
     """NCHW or NHWC. Raises ArtifactError if the model does not take RGB images."""
     shape = inputs[0].shape
-    if len(inputs) != 1 or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+    if len(inputs) != 1 or len(shape) != 4 or not {3, -1} & {shape[1], shape[3]}:
         found = {spec.name: spec.shape for spec in inputs}
         raise ArtifactError(
             f"{model}: inputs: expected one of [rows, 3, height, width] or [rows, height, width, 3] for task "
             f"image-classification, found {found}: serve it with --task tensors"
         )
-    return "NCHW" if shape[1] == 3 else "NHWC"
+    # Where no size is fixed, as PyTorch has it.
+    return "NHWC" if shape[3] == 3 and shape[1] != 3 else "NCHW"
 
 
 def _spec(path: Path, config: dict[str, Any], layout: str) -> ImageSpec:

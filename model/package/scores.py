@@ -32,6 +32,9 @@ def decide(
     lie = f"lies in {low:.4g} … {high:.4g}" + (f" and ends in {operator}" if operator else "")
     if scores == "sigmoid" and within and operator == "Sigmoid":
         raise ArtifactError(f"{where}: its first output {lie} already: expected --scores probabilities, found sigmoid")
+    if scores == "probabilities" and not within:
+        fitting = {"single_label": "logits", "multi_label": "sigmoid"}.get(str(problem_type), "logits or sigmoid")
+        raise ArtifactError(f"{where}: its first output {lie}: expected --scores {fitting}, found probabilities")
     if scores is None:
         if one_each:
             scores = "probabilities"

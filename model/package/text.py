@@ -30,6 +30,8 @@ GOLDEN_OUTPUTS = {
     "token-classification": ("entity_group", "start", "end", "score"),
 }
 LABEL_OUTPUTS = {"text-classification": "label", "token-classification": "entity_group"}
+# So many texts show whether rows may share a run.
+TOGETHER = 8
 # What says little by its distribution: places, and what is long.
 NOT_IN_REFERENCE = {"row", "word", "start", "end", "probabilities"}
 
@@ -82,7 +84,8 @@ def package_text(
         files=file_entries(folder),
         inputs=inputs,
         outputs=_first(model, outputs, output),
-        golden=Golden(tolerance),
+        # Until they are answered, some texts to try.
+        golden=Golden(tolerance, [_golden_text(text) for text in texts[:TOGETHER]]),
         tokenizer_file=TOKENIZER_FILE,
         labels=list(labels),
         max_tokens=max_tokens,
@@ -108,10 +111,12 @@ def package_text(
         manifest, problem_type=problem_type or "single_label", scores=scores or "probabilities"
     )
     runner = Runner(model, session, folder, manifest)
+    runner.check()
     answers = [runner.answer(text) for text in texts]
     manifest = msgspec.structs.replace(
         manifest,
         golden=Golden(tolerance, golden or runner.golden(texts, answers)),
+        batching=runner.share_a_run(texts, answers),
         evaluation={**(evaluation or {}), "reference": reference(_together(answers), origin)},
     )
     return finish(folder, manifest)
@@ -125,6 +130,15 @@ class Runner:
         self._model, self._session, self._manifest = model, session, manifest
         self._tokenizer = folder / TOKENIZER_FILE
         self._task = open_task(Artifact(folder, manifest, ""), 1)
+
+    def check(self) -> None:
+        """Raises ArtifactError unless the model takes a row of the window, and its scores are as they should."""
+        try:
+            self._task.check(self._session.run)
+        except ArtifactError as error:
+            if "`max_tokens`" in str(error):
+                raise ArtifactError(f"{error}: if its files are right otherwise, give that as --max-tokens") from None
+            raise
 
     def run(self, text: Text) -> tuple[list[Any], Tensors]:
         """The text's units, and the model's own outputs for it."""
@@ -150,6 +164,22 @@ class Runner:
             return self._task.respond(units, self._task.split([units[0].payload], outputs))
         except ValueError as error:
             raise ArtifactError(f"{self._model}: {first_line(error)}") from None
+
+    def share_a_run(self, texts: Sequence[Text], answers: Sequence[Tensors]) -> bool:
+        """Whether the texts are answered together, padded to the longest, as each is alone. answers: those."""
+        pairs = sorted(zip(texts, answers, strict=True), key=lambda pair: len("".join(pair[0])))[:TOGETHER]
+        units = self._task.encode([text for text, _ in pairs])
+        payloads = [unit.payload for unit in units]
+        try:
+            results = self._task.split(payloads, self._session.run(self._task.assemble(payloads)))
+        # Whatever a model raises that takes one row.
+        except Exception:
+            return False
+        for unit, result, (_, alone) in zip(units, results, pairs, strict=True):
+            together = self._task.respond([unit], [result])
+            if not all(_same(alone[name], together[name], self._manifest.golden.tolerance) for name in alone):
+                return False
+        return True
 
     def golden(self, texts: Sequence[Text], answers: Sequence[Tensors]) -> list[GoldenText]:
         """The texts and answers that become golden: a choice of them, and those that show what they do not."""
@@ -178,11 +208,9 @@ class Runner:
         return set(answer[name].tolist()) if name else set()
 
     def _example(self, text: Text, answer: Tensors) -> GoldenText:
-        first, second = (text, None) if isinstance(text, str) else text
         values = {name: _plain(answer[name]) for name in GOLDEN_OUTPUTS[self._manifest.task]}
-        if set(values) == {"probabilities"}:
-            return GoldenText(first, values["probabilities"], second)
-        return GoldenText(first, text_pair=second, outputs=values)
+        probabilities = values.pop("probabilities", [])
+        return msgspec.structs.replace(_golden_text(text), probabilities=probabilities, outputs=values)
 
 
 def _check_varying(model: Path, inputs: list[TensorSpec]) -> None:
@@ -201,6 +229,17 @@ def _first(model: Path, outputs: list[TensorSpec], name: str | None) -> list[Ten
     if name is not None and name not in [spec.name for spec in outputs]:
         raise ArtifactError(f"{model}: --output {name}: expected one of {[spec.name for spec in outputs]}")
     return sorted(outputs, key=lambda spec: spec.name != (name or "logits"))
+
+
+def _golden_text(text: Text) -> GoldenText:
+    first, second = (text, None) if isinstance(text, str) else text
+    return GoldenText(first, text_pair=second)
+
+
+def _same(first: Array, second: Array, tolerance: float) -> bool:
+    if first.shape != second.shape or first.dtype.kind != "f":
+        return np.array_equal(first, second)
+    return bool(np.allclose(first, second, rtol=0, atol=tolerance))
 
 
 def _plain(array: Array) -> list[Any]:
