@@ -103,8 +103,8 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
     except ArtifactError as error:
         if "outside tolerance" in str(error):
             raise ArtifactError(
-                f"{error}: its answers differ from run to run, or with the rows beside them; if that is rounding, "
-                "give a greater --tolerance"
+                f"{error}: its answers differ from run to run, or with the rows beside them (as dynamic "
+                "quantisation does); if that is rounding, give a greater --tolerance"
             ) from None
         raise
 

@@ -24,7 +24,7 @@ class Command:
 
     def __call__(self, *arguments: object) -> int:
         """The exit code; `out` and `err` have what it wrote."""
-        command = ["model.package", *arguments, "--name", "mine", "--version", "3", "--out", self.made]
+        command = ["model.package", "--name", "mine", "--version", "3", "--out", self.made, *arguments]
         self._monkeypatch.setattr(sys, "argv", list(map(str, command)))
         code = 0
         try:
