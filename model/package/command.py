@@ -54,7 +54,7 @@ the same from its weights (takes: pip install 'optimum[onnx]'):
 
 def main() -> None:
     """Ends the process with 1 if the output exists, 2 for wrong usage, 3 for a model that does not fit."""
-    args = _parser().parse_args()
+    args = argument_parser().parse_args()
     names = {}
     try:
         _check_values(args)
@@ -156,7 +156,7 @@ def _check_options(args: argparse.Namespace, task: str) -> None:
             )
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m model.package",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -86,7 +86,7 @@ def package_image(
     arrays["output.probabilities"] = answers["probabilities"]
     np.savez(folder / GOLDEN_FILE, **arrays)
     said = {key: value for key, value in answers.items() if key in ("label", "score")}
-    record = {"reference": reference(said, "given" if images else "generated")}
+    record = {"reference": reference(said, "given" if images else "generated", len(files))}
     return finish(folder, msgspec.structs.replace(manifest, files=file_entries(folder), evaluation=record))
 
 

@@ -15,11 +15,11 @@ Origin = Literal["given", "built-in", "generated"]
 MAX_VALUES = 1000
 
 
-def reference(outputs: Tensors, inputs: Origin) -> dict[str, Any]:
+def reference(outputs: Tensors, inputs: Origin, rows: int) -> dict[str, Any]:
     """Of each output: `counts` of its values, where they are text, truth values or integers; `deciles` of its finite
     numbers (least, nine between, greatest) where they are floats. Nothing for one without elements."""
     record = {name: _distribution(array) for name, array in outputs.items()}
-    return {"inputs": inputs, "outputs": {name: found for name, found in record.items() if found}}
+    return {"inputs": inputs, "rows": rows, "outputs": {name: found for name, found in record.items() if found}}
 
 
 def _distribution(array: Array) -> dict[str, Any]:

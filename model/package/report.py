@@ -19,7 +19,7 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
         lines.append(("labels", shown + _because(why, "labels")))
     if manifest.task in ("text-classification", "image-classification"):
         threshold = f" from {manifest.threshold:g}" if manifest.problem_type == "multi_label" else ""
-        lines.append(("labels are", manifest.problem_type + threshold + _because(why, "problem_type")))
+        lines.append(("problem_type", manifest.problem_type + threshold + _because(why, "problem_type")))
     if manifest.task in ("text-classification", "image-classification", "token-classification", "text-pair"):
         lines.append(("scores", f"{manifest.outputs[0].name} holds {_held(manifest)}"))
     if manifest.task == "text-embedding":
@@ -35,14 +35,14 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
     lines.append(("batching", shared + _because(why, "batching")))
     record = manifest.evaluation.get("reference", {})
     for name, found in record.get("outputs", {}).items():
-        lines.append((f"{name}", f"of {record['inputs']} inputs: {_distribution(found)}"))
+        lines.append((f"{name}", f"of {record['rows']} {record['inputs']} inputs: {_distribution(found)}"))
     lines += [(key, text) for key, text in why.items() if key == "note"]
     limit = body_bytes(manifest, folder)
     setting = f"APP_MAX_BODY_BYTES={2 * limit} " if limit > MAX_BODY_BYTES // 2 else ""
     lines.append(("artifact", f"{folder}: {manifest.name} {manifest.version}, passed the gate, digest {digest}"))
     lines.append(("serve", f"{setting}APP_MODEL_DIR={shlex.quote(str(folder))} python -m app"))
     lines.append(("try", curl(folder, manifest)))
-    return [f"{name:<11} {text}" for name, text in lines]
+    return [f"{name:<12} {text}" for name, text in lines]
 
 
 def _because(why: dict[str, str], field: str) -> str:

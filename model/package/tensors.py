@@ -36,6 +36,7 @@ def package_tensors(
         ) from None
     output_specs = [as_found(spec, outputs[spec.name]) for spec in output_specs]
     varies = varies and all(spec.shape[:1] == [-1] for spec in output_specs)
+    rows = len(next(iter(feeds.values()))) if varies else 1
     golden = {f"input.{key}": _storable(value) for key, value in feeds.items()}
     golden |= {f"output.{key}": _storable(value) for key, value in outputs.items()}
     np.savez_compressed(folder / GOLDEN_FILE, **golden)  # type: ignore[arg-type]
@@ -52,7 +53,7 @@ def package_tensors(
         outputs=output_specs,
         golden=Golden(tolerance, file=GOLDEN_FILE),
         batching=varies and is_batchable(session, feeds, outputs, tolerance),
-        evaluation={"reference": reference(outputs, "given" if inputs else "generated")},
+        evaluation={"reference": reference(outputs, "given" if inputs else "generated", rows)},
     )
     return finish(folder, manifest)
 

@@ -117,7 +117,7 @@ def package_text(
         manifest,
         golden=Golden(tolerance, golden or runner.golden(texts, answers)),
         batching=runner.share_a_run(texts, answers),
-        evaluation={**(evaluation or {}), "reference": reference(_together(answers), origin)},
+        evaluation={**(evaluation or {}), "reference": reference(_together(answers), origin, len(texts))},
     )
     return finish(folder, manifest)
 

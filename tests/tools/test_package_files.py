@@ -1,6 +1,8 @@
 """`python -m model.package` for tensors and images, and what it says of files that cannot be served."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from PIL import Image
 
 from app.artifact.manifest import MANIFEST
 from app.runtime.loading import load_model
+from model.package.command import argument_parser
 from tests import onnx_models
 from tests.onnx_models import save, tensor
+from tests.process import ROOT
 from tests.tools.packaging import Command, folder
 
 
@@ -80,7 +84,7 @@ def test_answers_to_given_rows_are_recorded_for_comparison(command, tmp_path):
     np.savez(tmp_path / "rows.npz", features=np.eye(4, dtype=np.float32))
     model = linear_classifier(tmp_path / "source.onnx", zipmap=False)
     record = command.manifest(model, "--inputs", tmp_path / "rows.npz")["evaluation"]["reference"]
-    assert record["inputs"] == "given"
+    assert (record["inputs"], record["rows"]) == ("given", 4)
     assert record["outputs"]["label"]["counts"] == {"no": 3, "yes": 1}
     assert len(record["outputs"]["probabilities"]["deciles"]) == 11
 
@@ -146,6 +150,16 @@ def test_a_name_that_is_not_allowed_is_explained_in_words(command, tmp_path, opt
 def test_help_has_an_example(command):
     assert command("--help") == 0
     assert "python -m model.package churn.onnx --name churn --version 1" in command.out
+
+
+@pytest.mark.parametrize("document", ["README.md", "model/README.md"])
+def test_every_documented_command_is_understood(document):
+    lines = re.findall(r"python -m model\.package +(\S[^`\n|#]*)", (ROOT / document).read_text())
+    assert lines
+    for line in lines:
+        named = [] if "--name" in line or "--help" in line else ["--name", "n", "--version", "1"]
+        if "--help" not in line:
+            argument_parser().parse_args([*shlex.split(line), *named])
 
 
 def test_nothing_given_is_an_error_that_says_what_to_give(command):

@@ -336,7 +336,7 @@ def test_the_answers_to_the_texts_are_recorded_for_comparison(command, source, t
     folder(source, config=SINGLE)
     (tmp_path / "texts").write_text("good day\nbad day\nfine\ngood\n")
     record = command.manifest(source / "model.onnx", "--texts", tmp_path / "texts")["evaluation"]["reference"]
-    assert record["inputs"] == "given"
+    assert (record["inputs"], record["rows"]) == ("given", 4)
     assert sum(record["outputs"]["label"]["counts"].values()) == 4
     deciles = record["outputs"]["score"]["deciles"]
     assert len(deciles) == 11
