@@ -55,6 +55,11 @@ def open_model(path: Path) -> tuple[Session, list[TensorSpec], list[TensorSpec]]
             f"{path}: has no inputs, so it always answers the same: export it with what varies as an input, not as a "
             "constant"
         )
+    for spec in inputs:
+        if 0 in spec.shape:
+            raise ArtifactError(
+                f"{path}: {spec.name!r}: has no elements, {spec.shape}, which no request can bring: export it without"
+            )
     return session, inputs, outputs
 
 

@@ -86,7 +86,7 @@ def main() -> None:
                     raise
                 without = without_zipmap(source.model, Path(staging) / "without.onnx")
                 names[f"{without}"] = f"{source.model}"
-                source.why["note"] = "the file's ZipMap, a list of dictionaries, is taken out"
+                source.notes.append("the file's ZipMap, a list of dictionaries, is taken out")
                 manifest = _package(args, source, without, folder)
             folder.rename(out)
     except (StartupError, OSError) as error:
@@ -95,13 +95,15 @@ def main() -> None:
             message = message.replace(staged, known)
         print(f"model.package: {message}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", ArtifactError.exit_code))
-    print("\n".join(report(out, manifest, source.why, read_artifact(out).digest)))
+    print("\n".join(report(out, manifest, source, read_artifact(out).digest)))
 
 
 def _package(args: argparse.Namespace, source: Source, model: Path, folder: Path) -> Manifest:
     common = {"name": args.name, "version": args.version, "tolerance": args.tolerance}
     classes = {"problem_type": source.problem_type(args.problem_type), "scores": args.scores}
     classes |= {"threshold": DEFAULT_THRESHOLD if args.threshold is None else args.threshold}
+    if args.scores:
+        source.why.setdefault("problem_type", "--scores")
     if source.task == TENSORS:
         return package_tensors(model, folder, inputs=args.inputs, size=args.size or DEFAULT_SIZE, **common)
     if source.task == IMAGE:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from app.artifact.manifest import Manifest, TensorSpec
 from model.package.example import MAX_BODY_BYTES, body_bytes, curl
+from model.package.source import Source
 
 MOST_LABELS = 12
 
 
-def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -> list[str]:
-    """why: where fields were found, by name."""
+def report(folder: Path, manifest: Manifest, source: Source, digest: str) -> list[str]:
+    """What is in the artifact at `folder` and what it was made of; last how to serve it, and a request."""
+    why = source.why
     lines = [("task", manifest.task + _because(why, "task"))]
     lines += [("inputs", _tensors(manifest.inputs)), ("outputs", _tensors(manifest.outputs))]
     if manifest.labels:
@@ -19,7 +21,7 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
         lines.append(("labels", shown + _because(why, "labels")))
     if manifest.task in ("text-classification", "image-classification"):
         threshold = f" from {manifest.threshold:g}" if manifest.problem_type == "multi_label" else ""
-        lines.append(("problem_type", manifest.problem_type + threshold + _because(why, "problem_type")))
+        lines.append(("problem_type", manifest.problem_type + threshold + _problem_type(manifest, why)))
     if manifest.task in ("text-classification", "image-classification", "token-classification", "text-pair"):
         lines.append(("scores", f"{manifest.outputs[0].name} holds {_held(manifest)}"))
     if manifest.task == "text-embedding":
@@ -36,7 +38,7 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
     record = manifest.evaluation.get("reference", {})
     for name, found in record.get("outputs", {}).items():
         lines.append((f"{name}", f"of {record['rows']} {record['inputs']} inputs: {_distribution(found)}"))
-    lines += [(key, text) for key, text in why.items() if key == "note"]
+    lines += [("note", note) for note in source.notes]
     limit = body_bytes(manifest, folder)
     setting = f"APP_MAX_BODY_BYTES={2 * limit} " if limit > MAX_BODY_BYTES // 2 else ""
     lines.append(("artifact", f"{folder}: {manifest.name} {manifest.version}, passed the gate, digest {digest}"))
@@ -47,6 +49,14 @@ def report(folder: Path, manifest: Manifest, why: dict[str, str], digest: str) -
 
 def _because(why: dict[str, str], field: str) -> str:
     return f" ({why[field]})" if why.get(field) else ""
+
+
+def _problem_type(manifest: Manifest, why: dict[str, str]) -> str:
+    if "problem_type" in why:
+        return _because(why, "problem_type")
+    if manifest.scores == "probabilities":
+        return " (as rows of the output add up)"
+    return " (nothing says otherwise; if both labels may hold: --problem-type multi_label)"
 
 
 def _tensors(specs: list[TensorSpec]) -> str:

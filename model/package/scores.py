@@ -23,9 +23,12 @@ def decide(
     configured, None if not. Raises ArtifactError if nothing decides, or the outputs say otherwise.
     """
     problem_type = problem_type or {"logits": "single_label", "sigmoid": "multi_label"}.get(str(scores))
-    if found.shape[1] != labels or not np.isfinite(found).all():
-        expected = f"{found.shape[1]} labels, as its first output has" if found.shape[1] != labels else "finite outputs"
-        raise ArtifactError(f"{where}: expected {expected}, found {labels if found.shape[1] != labels else 'others'}")
+    if found.shape[1] != labels:
+        raise ArtifactError(f"{where}: labels: expected {found.shape[1]}, as its first output has, found {labels}")
+    if not np.isfinite(found).all():
+        raise ArtifactError(
+            f"{where}: its first output: expected finite numbers, found NaN or infinity on golden inputs"
+        )
     low, high = float(found.min()), float(found.max())
     within = low >= -OUTSIDE and high <= 1 + OUTSIDE
     one_each = within and labels > 1 and bool((np.abs(found.sum(axis=1) - 1) <= SUM).all())

@@ -22,6 +22,7 @@ class Source:
     tokenizer: Path | None = None
     files: HuggingFace | None = None
     why: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def labels(self, given: str | None) -> list[str]:
         """Those given, else those of config.json. Raises ArtifactError if there are none, but for numbers."""
@@ -38,8 +39,8 @@ class Source:
 
     def problem_type(self, given: str | None) -> str | None:
         found = self.files.problem_type if self.files else None
-        if found and not given:
-            self.why["problem_type"] = f"{CONFIG}: problem_type"
+        if given or found:
+            self.why["problem_type"] = "--problem-type" if given else f"{CONFIG}: problem_type"
         return given or found
 
     def window(self, given: int | None) -> int:
@@ -81,13 +82,15 @@ def find_source(
     if model is None and folder is None:
         raise ArtifactError("expected an ONNX file, or a model's folder with --from-huggingface")
     found = model or find_onnx(folder) if folder else model
+    if found and found.is_dir():
+        raise ArtifactError(f"{found}: expected an ONNX file, found a folder: give it as --from-huggingface {found}")
     near = [folder] if folder else []
     if found and not folder:
         # Repositories keep ONNX files in a folder of their own, and their configuration above it.
         near = [found.parent, *([found.parent.parent] if found.parent.name == "onnx" else [])]
         near += [tokenizer.parent] if tokenizer else []
     files = read_huggingface(config, *near)
-    why = {}
+    why, notes = {}, []
     if task is None:
         task = files.task() if files else None
         if task and files:
@@ -96,12 +99,12 @@ def find_source(
     if found is None:
         assert folder is not None
         found = export_onnx(folder, task, staging / "export", modules=set(files.modules) if files else set())
-        why["note"] = f"exported from the weights in {folder} by Optimum"
-    source = Source(found, task, None, files, why)
+        notes.append(f"exported from the weights in {folder} by Optimum")
+    source = Source(found, task, None, files, why, notes)
     if task in TEXT:
         source.tokenizer = _find_tokenizer(source, tokenizer, near)
         if files and files.prompt:
-            why["note"] = f"sentence-transformers puts {files.prompt!r} before each text; here the client does"
+            notes.append(f"sentence-transformers puts {files.prompt!r} before each text; here the client does")
     return source
 
 

@@ -99,6 +99,11 @@ def without_inputs(path: Path) -> Path:
     return save(path, [helper.make_node("Identity", ["c"], ["y"])], [], [tensor("y", [2])], c=np.zeros(2, np.float32))
 
 
+def without_elements(path: Path) -> Path:
+    node = helper.make_node("Concat", ["x", "past"], ["y"], axis=1)
+    return save(path, [node], [tensor("x", ["rows", 2]), tensor("past", ["rows", 0])], [tensor("y", ["rows", 2])])
+
+
 def foreign_operator(path: Path) -> Path:
     node = helper.make_node("Mine", ["x"], ["y"], domain="com.example")
     graph = helper.make_graph([node], "g", [tensor("x", ["n"])], [tensor("y", ["n"])])
@@ -120,10 +125,11 @@ def weights_lost(path: Path) -> Path:
         (lambda path: stamped(path, opset=99), ["opset_version=17", "newer onnxruntime"]),
         (lambda path: stamped(path, ir=99), ["ir_version", "newer onnxruntime"]),
         (without_inputs, ["no inputs"]),
+        (without_elements, ["'past'", "no elements"]),
         (foreign_operator, ["another library"]),
         (weights_lost, ["'weights.bin'", "beside the file"]),
     ],
-    ids=["opset too new", "IR too new", "no inputs", "operator unknown", "weights lost"],
+    ids=["opset too new", "IR too new", "no inputs", "no elements", "operator unknown", "weights lost"],
 )
 def test_a_file_that_cannot_be_served_is_an_error_that_says_what_to_change(command, tmp_path, build, says):
     error = command.refused(build(tmp_path / "source.onnx"))
@@ -145,6 +151,11 @@ def test_a_name_that_is_not_allowed_is_explained_in_words(command, tmp_path, opt
     assert option in error
     assert "letters" in error
     assert "[A-Z" not in error
+
+
+def test_a_folder_given_as_a_file_is_an_error_that_says_which_option_takes_it(command, tmp_path):
+    source = folder(tmp_path / "source")
+    assert f"--from-huggingface {source}" in command.refused(source)
 
 
 def test_help_has_an_example(command):

@@ -1,6 +1,7 @@
 """What packaging prints is what the server answers: the printed `curl`, run against the real server."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +30,14 @@ def strings_and_scalar(path: Path) -> Path:
     return save(path, nodes, inputs, [tensor("y", ["rows", 2], TensorProto.STRING), tensor("t", [], TensorProto.BOOL)])
 
 
-def large(path: Path) -> Path:
-    """Pixels, of which there are more than a command line holds, and an index."""
+def large(path: Path, side: int) -> Path:
+    """side x side pixels and an index."""
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("Gather", ["table", "i"], ["found"]),
         helper.make_node("Add", ["mean", "found"], ["y"]),
     ]
-    inputs = [tensor("x", [1, 3, 300, 300]), tensor("i", [1], TensorProto.INT64)]
+    inputs = [tensor("x", [1, 3, side, side]), tensor("i", [1], TensorProto.INT64)]
     return save(path, nodes, inputs, [tensor("y", [1])], table=np.arange(10, dtype=np.float32))
 
 
@@ -52,7 +53,8 @@ KINDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "table": lambda root: (linear_classifier(root / "t.onnx", zipmap=True),),
     "strings": lambda root: (strings_and_scalar(root / "t.onnx"),),
     "half floats": lambda root: (onnx_models.identity(root / "t.onnx", TensorProto.FLOAT16),),
-    "large": lambda root: (large(root / "t.onnx"),),
+    "larger than a command line": lambda root: (large(root / "t.onnx", 300),),
+    "larger than bodies may be": lambda root: (large(root / "t.onnx", 1000),),
 }
 
 
@@ -60,8 +62,10 @@ KINDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
 def test_the_printed_request_is_answered(command, tmp_path, build):
     assert command(*build(tmp_path)) == 0, command.err
     printed = {line.split()[0]: line.split(None, 1)[1] for line in command.out.splitlines()}
-    assert printed["serve"] == f"APP_MODEL_DIR={command.made} python -m app"
-    with ServerProcess(command.made, max_queue_wait_ms=600_000, request_timeout_ms=600_000) as server:
+    settings = dict(re.findall(r"APP_(\w+)=(\S+)", printed["serve"]))
+    assert settings.pop("MODEL_DIR") == str(command.made)
+    named = {name.lower(): value for name, value in settings.items()}
+    with ServerProcess(command.made, max_queue_wait_ms=600_000, request_timeout_ms=600_000, **named) as server:
         address = f"127.0.0.1:{server.ready().port}"
         line = printed["try"].replace("localhost:8000", address).replace("curl -s", "curl -s -w ' %{http_code}'")
         done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)

@@ -104,6 +104,7 @@ def test_either_option_decides_it(command, source, option, problem_type, scores)
 def test_of_two_labels_one_holds(command, source):
     found = command.manifest(folder(source, 2) / "model.onnx")
     assert (found["problem_type"], found["scores"]) == ("single_label", "logits")
+    assert "if both labels may hold: --problem-type multi_label" in command.out
 
 
 @pytest.mark.parametrize(
@@ -341,6 +342,14 @@ def test_the_answers_to_the_texts_are_recorded_for_comparison(command, source, t
     deciles = record["outputs"]["score"]["deciles"]
     assert len(deciles) == 11
     assert deciles == sorted(deciles)
+
+
+def test_what_the_original_library_puts_before_texts_is_said(command, source):
+    model = embedder(source, pooling={"pooling_mode": "mean"})
+    said = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (source / "config_sentence_transformers.json").write_text(json.dumps(said))
+    command.manifest(model)
+    assert "puts 'query: ' before each text" in command.out
 
 
 def test_built_in_texts_are_said_to_be_that(command, source):
