@@ -7,7 +7,7 @@ import mmap
 from pathlib import Path
 from typing import NamedTuple
 
-from app.artifact.external_data import _messages as fields_of
+from app.artifact.external_data import messages
 
 GRAPH, NODE = 7, 1
 INPUT, OUTPUT, OPERATOR = 1, 2, 4
@@ -29,13 +29,13 @@ def read_nodes(path: Path) -> list[Node]:
     """The nodes of the file's main graph, in its order. The file is one that ONNX Runtime loads."""
     nodes = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for field, start, end in fields_of(data, 0, len(data)):
+        for field, start, end in messages(data, 0, len(data)):
             if field != GRAPH:
                 continue
-            for part, first, last in fields_of(data, start, end):
+            for part, first, last in messages(data, start, end):
                 if part == NODE:
                     texts: dict[int, list[str]] = {INPUT: [], OUTPUT: [], OPERATOR: [""]}
-                    for key, begin, stop in fields_of(data, first, last):
+                    for key, begin, stop in messages(data, first, last):
                         if key in texts:
                             texts[key].append(data[begin:stop].decode())
                     nodes.append(Node(texts[OPERATOR][-1], texts[INPUT], texts[OUTPUT]))

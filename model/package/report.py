@@ -33,8 +33,8 @@ def report(folder: Path, manifest: Manifest, source: Source, digest: str) -> lis
         image = manifest.image
         first = f"shorter side to {image.shorter_side}, centre " if image.shorter_side else ""
         lines.append(("image", f"{first}{image.height} x {image.width}, {image.resample}, {image.layout}"))
-    shared = "requests share runs" if manifest.batching else "each request is a run of its own"
-    lines.append(("batching", shared + _because(why, "batching")))
+    alone = f"each {'request' if manifest.task == 'tensors' else 'row'} is a run of its own"
+    lines.append(("batching", "requests share runs" if manifest.batching else alone))
     record = manifest.evaluation.get("reference", {})
     for name, found in record.get("outputs", {}).items():
         lines.append((f"{name}", f"of {record['rows']} {record['inputs']} inputs: {_distribution(found)}"))

@@ -30,8 +30,8 @@ GOLDEN_OUTPUTS = {
     "token-classification": ("entity_group", "start", "end", "score"),
 }
 LABEL_OUTPUTS = {"text-classification": "label", "token-classification": "entity_group"}
-# So many texts show whether rows may share a run.
-TOGETHER = 8
+# So many texts are tried before any is answered.
+TRIED = 8
 # What says little by its distribution: places, and what is long.
 NOT_IN_REFERENCE = {"row", "word", "start", "end", "probabilities"}
 
@@ -85,7 +85,7 @@ def package_text(
         inputs=inputs,
         outputs=_first(model, outputs, output),
         # Until they are answered, some texts to try.
-        golden=Golden(tolerance, [_golden_text(text) for text in texts[:TOGETHER]]),
+        golden=Golden(tolerance, [_golden_text(text) for text in texts[:TRIED]]),
         tokenizer_file=TOKENIZER_FILE,
         labels=list(labels),
         max_tokens=max_tokens,
@@ -116,7 +116,6 @@ def package_text(
     manifest = msgspec.structs.replace(
         manifest,
         golden=Golden(tolerance, golden or runner.golden(texts, answers)),
-        batching=runner.share_a_run(texts, answers),
         evaluation={**(evaluation or {}), "reference": reference(_together(answers), origin, len(texts))},
     )
     return finish(folder, manifest)
@@ -164,22 +163,6 @@ class Runner:
             return self._task.respond(units, self._task.split([units[0].payload], outputs))
         except ValueError as error:
             raise ArtifactError(f"{self._model}: {first_line(error)}") from None
-
-    def share_a_run(self, texts: Sequence[Text], answers: Sequence[Tensors]) -> bool:
-        """Whether the texts are answered together, padded to the longest, as each is alone. answers: those."""
-        pairs = sorted(zip(texts, answers, strict=True), key=lambda pair: len("".join(pair[0])))[:TOGETHER]
-        units = self._task.encode([text for text, _ in pairs])
-        payloads = [unit.payload for unit in units]
-        try:
-            results = self._task.split(payloads, self._session.run(self._task.assemble(payloads)))
-        # Whatever a model raises that takes one row.
-        except Exception:
-            return False
-        for unit, result, (_, alone) in zip(units, results, pairs, strict=True):
-            together = self._task.respond([unit], [result])
-            if not all(_same(alone[name], together[name], self._manifest.golden.tolerance) for name in alone):
-                return False
-        return True
 
     def golden(self, texts: Sequence[Text], answers: Sequence[Tensors]) -> list[GoldenText]:
         """The texts and answers that become golden: a choice of them, and those that show what they do not."""
@@ -234,12 +217,6 @@ def _first(model: Path, outputs: list[TensorSpec], name: str | None) -> list[Ten
 def _golden_text(text: Text) -> GoldenText:
     first, second = (text, None) if isinstance(text, str) else text
     return GoldenText(first, text_pair=second)
-
-
-def _same(first: Array, second: Array, tolerance: float) -> bool:
-    if first.shape != second.shape or first.dtype.kind != "f":
-        return np.array_equal(first, second)
-    return bool(np.allclose(first, second, rtol=0, atol=tolerance))
 
 
 def _plain(array: Array) -> list[Any]:
