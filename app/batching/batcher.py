@@ -25,7 +25,7 @@ RATE_WEIGHT = 0.1
 RUNNER_NICE = 5
 # Of the longest wait: how long a row may be passed over by younger ones that pad a batch less. A smaller one costs
 # throughput, a larger one makes the slowest answers slower (tests/tools/policies.py compares).
-WINDOW_RATIO = 1 / 6
+WINDOW_RATIO = 1 / 4
 
 
 @dataclass(slots=True)

@@ -18,9 +18,10 @@ from app.http.response import Response, error_response
 from app.http.routes import EXEMPT_PATHS, HOOKS, Route, find_inference_route
 from app.lifecycle import Lifecycle
 from app.settings import Settings
-from app.telemetry.logging import logger, stack_of
+from app.telemetry.logging import Sampler, logger, stack_of
 from app.telemetry.metrics import Metrics
 
+REFUSALS_LOGGED_PER_SECOND = 100
 INTERNAL_ERROR = b'{"error":"internal error"}'
 
 
@@ -34,6 +35,7 @@ class InferenceMiddleware:
         self.metrics = metrics
         # Bound now: the lazy logger would bind anew for every line.
         self.log = logger().bind()
+        self.refusals = Sampler("more requests refused", REFUSALS_LOGGED_PER_SECOND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,8 +93,11 @@ class InferenceMiddleware:
             return response
         except (RequestError, HTTPException) as error:
             request.error = type(error).__name__
-            if (reason := getattr(error, "reason", None)) is not None:
-                self.metrics.rejections[reason].inc()
+            if isinstance(error, RequestError):
+                if error.reason is not None:
+                    self.metrics.rejections[error.reason].inc()
+                if error.retry_after_seconds is not None and request.connection is not None:
+                    request.connection.refused(error.retry_after_seconds)
             return error_response(error)
         except asyncio.CancelledError:
             if not lifecycle.refusing:
@@ -113,6 +118,9 @@ class InferenceMiddleware:
         # A request refused before its body was read says nothing of sizes.
         if request.body_bytes:
             self.metrics.request_bytes.observe(request.body_bytes)
+        # In overload they are thousands a second, and cost what answers need.
+        if status == Unavailable.status and not self.refusals.lets():
+            return
         usage, predictor = request.usage, self.lifecycle.predictor
         manifest = predictor.model.artifact.manifest if predictor is not None else None
         self.log.info(

@@ -215,6 +215,30 @@ def stack_of(error: BaseException) -> list[str]:
     return frames
 
 
+class Sampler:
+    """Lets some lines through each second, and says how many it did not. For one event loop."""
+
+    def __init__(self, event: str, lines_per_second: int) -> None:
+        self._event = event
+        self._most = self._left = lines_per_second
+        self._skipped = 0
+        self._due = False
+
+    def lets(self) -> bool:
+        """Whether the next line may be written."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_later(1.0, self._next_second)
+        self._left -= 1
+        self._skipped += self._left < 0
+        return self._left >= 0
+
+    def _next_second(self) -> None:
+        if self._skipped:
+            logger().warning(self._event, count=self._skipped)
+        self._left, self._skipped, self._due = self._most, 0, False
+
+
 def logger() -> Any:
     """The service's logger."""
     return structlog.get_logger()

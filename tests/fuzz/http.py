@@ -307,8 +307,11 @@ class Connections:
         if ending == "half" and not pipe.is_closing():
             if not protocol.eof_received():
                 pipe.close()
+            # It sends no more, so its last answer is the end.
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not pipe.is_closing():
+                    await asyncio.sleep(0.001)
             await settled(state)
-            assert pipe.is_closing(), "waits for one that sends no more"
         pipe.lose(ConnectionResetError() if ending == "reset" else None)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while state.tasks:

@@ -7,6 +7,7 @@ import asyncio
 import resource
 from typing import Any, Protocol
 
+from app.batching.deadlines import Deadlines
 from app.telemetry import logging
 
 # Of requests that are not whole yet or wait for their turn, and of answers that nobody reads.
@@ -27,7 +28,8 @@ class LimitedConnection(Protocol):
 
 
 class ConnectionLimits:
-    """open: how many connections there are. beats: grows for a while after each `watch`."""
+    """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
+    `watch`."""
 
     def __init__(self, max_connections: int, shed: Any) -> None:
         """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`)."""
@@ -41,6 +43,7 @@ class ConnectionLimits:
         self._unsent: dict[LimitedConnection, int] = {}
         self._unsent_bytes = 0
         self._logged: dict[str, float] = {}
+        self.deadlines = Deadlines()
         self.beats = 0
         self._beats_left = 0
 
@@ -73,6 +76,7 @@ class ConnectionLimits:
 
     def unsent(self, connection: LimitedConnection) -> None:
         """Its client does not read. Beyond the limit those end that have not read for longest, but never this one."""
+        self.sent(connection)
         self._unsent[connection] = connection.transport.get_write_buffer_size()
         self._unsent_bytes += self._unsent[connection]
         while self._unsent_bytes > MAX_UNSENT_BYTES and len(self._unsent) > 1:

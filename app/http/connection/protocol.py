@@ -6,6 +6,7 @@ Relies on names of uvicorn's that are its own affair, so its version is pinned a
 import asyncio
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from httptools import HttpParserUpgrade, HttpRequestParser
@@ -13,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.http.connection.cycle import OneWriteCycle
 from app.http.connection.limits import BEATS, ConnectionLimits
+from app.http.connection.timers import Backoff, Wait
 from app.http.request import CONNECTION
 
 # For a whole request line and headers, from the connection's start or the answer before.
@@ -38,10 +40,9 @@ class HttpProtocol(HttpToolsProtocol):
     _held_bytes = 0
     _beats = 0
     _refusal: str | None = None
-    _head_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
+    _backoff: Backoff | None = None
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
@@ -49,6 +50,7 @@ class HttpProtocol(HttpToolsProtocol):
         """limits: shared by all connections."""
         super().__init__(**uvicorns)
         self._limits = limits
+        self._head, self._reader = Wait(self.loop), Wait(self.loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's; the first head is waited for as long as one that follows."""
@@ -58,23 +60,20 @@ class HttpProtocol(HttpToolsProtocol):
         self._await_head()
 
     def _await_head(self) -> None:
-        if self._head_timer is None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             # Not `close`, which would wait for what the client has not read.
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._head.begin(HEAD_SECONDS, self.transport.abort)
             self._limits.idle(self)
-
-    def _end_wait(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's; then tells whoever asked."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # which uvicorn does not where the client resets it
-        self._end_wait()
-        self._end_write_wait()
+        self._head.end()
+        self._reader.end()
         self._limits.lost(self, self._held_bytes)
+        if self._backoff is not None:
+            self._backoff.end()
         if self._running is not None:
             # uvicorn tells the newest request alone; the one being answered may have others behind it.
             self._running.disconnected = True
@@ -147,6 +146,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(self._refusal)
         else:
             self._limits.idle(self)
+            if self._backoff is not None and not self.transport.is_closing():
+                self._backoff.begin(self.loop)
+
+    def refused(self, retry_after_seconds: float) -> None:
+        """Called by who answers this connection's request with `Retry-After`."""
+        if self._backoff is None:
+            self._backoff = Backoff(self.flow, self._limits.deadlines)
+        self._backoff.refused(retry_after_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser, for trailers too, which nothing here reads."""
@@ -167,17 +174,11 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by the transport when it does again."""
         super().resume_writing()
         self._limits.sent(self)
-        self._end_write_wait()
+        self._reader.end()
 
     def _await_reader(self) -> None:
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(WRITE_SECONDS, self._limits.end, self, "unread")
-            self._limits.unsent(self)
-
-    def _end_write_wait(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        self._reader.begin(WRITE_SECONDS, partial(self._limits.end, self, "unread"))
+        self._limits.unsent(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Called by uvicorn for each request when its turn has come."""
@@ -236,7 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by the parser."""
         self._in_head = False
         self._bodyless_bytes = 0
-        self._end_wait()
+        self._head.end()
         self._limits.busy(self)
         if self._over():
             return

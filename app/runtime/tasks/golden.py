@@ -35,11 +35,14 @@ class TextGate:
         """One short text, and as many as a run takes of the greatest length that it takes."""
         rows = batch_rows if self._shared else 1
         longest = min(self.max_tokens, max(1, batch_tokens // rows))
-        return self._golden_units()[:1], [Encoded(self._filler(longest), longest)] * rows
+        return [self._shortest()], [Encoded(self._filler(longest), longest)] * rows
+
+    def _shortest(self) -> Encoded:
+        return min(self._golden_units(), key=lambda unit: unit.length)
 
     def _filler(self, length: int) -> Any:
         """A payload of so many tokens. Of real ones: models may tell positions by which tokens are no padding."""
-        return self.stretched(self._golden_units()[0].payload, length)
+        return self.stretched(self._shortest().payload, length)
 
     def stretched(self, payload: Any, length: int) -> Any:
         """A payload over and over, to so many tokens."""
@@ -56,7 +59,7 @@ class TextGate:
                 return False
             return True
 
-        taken, refused = self._golden_units()[0].length, self.max_tokens
+        taken, refused = self._shortest().length, self.max_tokens
         # A model that does not even take a golden text says more of itself when it runs them.
         if taken >= refused or not takes(taken) or takes(refused):
             return

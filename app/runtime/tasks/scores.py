@@ -73,11 +73,11 @@ class LabelScores:
 
     def _are_probabilities(self, scores: Probabilities) -> bool:
         # NaN fails each comparison.
-        if not scores.min(initial=0.0) >= -OUTSIDE:
+        if not scores.min() >= -OUTSIDE:
             return False
         if self._multi:
-            return bool(scores.max(initial=0.0) <= 1 + OUTSIDE)
-        return bool(np.abs(scores.sum(-1) - 1).max(initial=0.0) <= self._sum_tolerance)
+            return bool(scores.max() <= 1 + OUTSIDE)
+        return bool(np.abs(scores.sum(-1) - 1).max() <= self._sum_tolerance)
 
     def check(self, rows: Sequence[Array]) -> None:
         """rows: scores of golden inputs, as the model gives them.

@@ -165,11 +165,8 @@ def _load_tokenizer(path: Path, max_tokens: int) -> tuple[Tokenizer, int]:
     """The tokenizer, cutting at `max_tokens` and never padding, and the id that pads. Raises ArtifactError."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        pad_id = int(
-            (tokenizer.padding or {}).get(
-                "pad_id", tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0
-            )
-        )
+        named = tokenizer.token_to_id("[PAD]") or tokenizer.token_to_id("<pad>") or 0
+        pad_id = int((tokenizer.padding or {}).get("pad_id", named))
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         # A file may load and still fail at its first text.

@@ -591,6 +591,40 @@ async def test_what_all_clients_leave_unread_has_a_bound(monkeypatch: pytest.Mon
         assert len(await opened[-1][0].readexactly(size)) == size
 
 
+async def refusing(scope, receive, send) -> None:
+    """ASGI: 503 to everything, and come back in a minute."""
+    GATES["asked"].set()
+    SEEN.append(scope["extensions"][CONNECTION])
+    scope["extensions"][CONNECTION].refused(60)
+    await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+SEEN: list[HttpProtocol] = []
+
+
+async def test_a_refused_connection_is_not_read_for_a_while_and_then_answered(gates: dict[str, asyncio.Event]) -> None:
+    SEEN.clear()
+    async with connected(refusing) as (reader, writer):
+        for answered in range(1, 4):
+            writer.write(get("/"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503")
+            assert len(SEEN) == answered
+            await turns_until(lambda: SEEN[-1].flow.read_paused)
+
+
+async def test_one_that_leaves_while_it_is_not_read_leaves_nothing(gates: dict[str, asyncio.Event]) -> None:
+    SEEN.clear()
+    async with listening(refusing) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/"))
+        await reader.readuntil(b"\r\n\r\n")
+        shared = SEEN[-1]._limits
+        leave(writer)
+        await turns_until(lambda: shared.open == 0)
+    assert shared.deadlines._slots == {}
+
+
 # --- what is uvicorn's own affair -------------------------------------------------------------------------------------
 
 

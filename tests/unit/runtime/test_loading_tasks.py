@@ -110,7 +110,7 @@ POSITIONS = {
 }
 
 
-@pytest.mark.parametrize("positions", [21, 40])
+@pytest.mark.parametrize("positions", [20, 21, 40, 63])
 @pytest.mark.parametrize("task", POSITIONS)
 def test_a_model_with_fewer_positions_than_max_tokens_is_refused_with_how_many_it_has(tmp_path, task, positions):
     model, fields = POSITIONS[task]
@@ -121,6 +121,16 @@ def test_a_model_with_fewer_positions_than_max_tokens_is_refused_with_how_many_i
     said = rf"`max_tokens`: expected at most {positions}, the longest row that model.onnx takes, found 64$"
     with pytest.raises(ArtifactError, match=rf"manifest\.json: {said}"):
         load_model(changed(folder, max_tokens=64))
+
+
+def test_a_golden_text_that_fills_the_window_does_not_hide_that_it_is_too_large(tmp_path):
+    folder = task_models.text_artifact(
+        tmp_path / "artifact", "text-regression", model={"size": 1, "positions": 21}, max_tokens=21
+    )
+    golden = json.loads((folder / MANIFEST).read_text())["golden"]
+    golden["examples"].insert(0, {"text": "new york " * 99, "outputs": {"value": [0.0]}})
+    with pytest.raises(ArtifactError, match=r"`max_tokens`: expected at most 21, .* found 64$"):
+        load_model(changed(folder, max_tokens=64, golden=golden))
 
 
 def test_a_model_that_takes_fewer_rows_than_a_run_may_have_is_refused(package):

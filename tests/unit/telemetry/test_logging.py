@@ -8,10 +8,11 @@ import os
 import re
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from structlog.testing import capture_logs
 
 from app.telemetry import logging as logs
 from app.telemetry.logging import LineWriter
@@ -262,3 +263,17 @@ def test_the_place_of_an_exception_is_file_line_and_function() -> None:
     places = logs.stack_of(caught.value)
     assert re.fullmatch(r".*test_logging\.py:\d+ inner", places[-1])
     assert_no_secret(str(places))
+
+
+async def test_a_sampler_lets_some_lines_through_each_second_and_says_how_many_it_did_not(monkeypatch) -> None:
+    timers: list[Callable[[], None]] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, callback: timers.append(callback))
+    sampler = logs.Sampler("more of them", 3)
+    with capture_logs() as lines:
+        assert [sampler.lets() for _ in range(10)] == [True] * 3 + [False] * 7
+        timers.pop()()
+        assert [sampler.lets() for _ in range(3)] == [True] * 3
+        timers.pop()()
+        assert sampler.lets()
+    assert [(line["event"], line["count"]) for line in lines] == [("more of them", 7)]
+    assert len(timers) == 1

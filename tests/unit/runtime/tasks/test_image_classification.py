@@ -76,8 +76,10 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("name", FILES)
 def test_pixels_are_those_of_pillow_and_numpy_by_hand(task, name):
     (unit,) = task.encode([FILES[name]])
-    assert (unit.payload.dtype, unit.length, unit.rows) == (np.float32, 1, 1)
-    np.testing.assert_allclose(unit.payload, by_hand(FILES[name], task._image), rtol=1e-5, atol=1e-6)
+    assert (unit.payload.nbytes, unit.length, unit.rows) == (8 * 8 * 3, 1, 1)
+    pixels = task.assemble([unit.payload])["pixels"]
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels[0], by_hand(FILES[name], task._image), rtol=1e-5, atol=1e-6)
 
 
 def test_probabilities_are_those_of_plain_onnx_runtime_alone_and_beside_others(tmp_path):
@@ -100,8 +102,9 @@ def test_a_model_may_take_bytes_as_they_are(tmp_path):
     inputs = [{"name": "pixels", "datatype": "UINT8", "shape": [-1, 3, 8, 8]}]
     made = open_task(read_artifact(changed(folder, inputs=inputs)), 8)
     (unit,) = made.encode([FILES["square"]])
-    assert unit.payload.dtype == np.uint8
-    assert np.array_equal(unit.payload, np.asarray(Image.open(BytesIO(FILES["square"]))).transpose(2, 0, 1))
+    pixels = made.assemble([unit.payload])["pixels"]
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels[0], np.asarray(Image.open(BytesIO(FILES["square"]))).transpose(2, 0, 1))
 
 
 def large_png(width: int, height: int) -> bytes:

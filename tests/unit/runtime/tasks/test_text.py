@@ -141,6 +141,15 @@ def test_the_padding_token_is_the_tokenizers_own(tmp_path):
     assert inputs["input_ids"].tolist() == [[CLS, SEP, FINE], [CLS, BAD, SEP]]
 
 
+@pytest.mark.parametrize("name", ["[PAD]", "<pad>"])
+def test_the_padding_token_is_found_by_its_name_where_no_padding_was_left_on(tmp_path, name):
+    made = artifact(tmp_path)
+    words = (tmp_path / "tokenizer.json").read_text().replace('"[PAD]"', '"nothing"').replace('"fine"', f'"{name}"')
+    (tmp_path / "tokenizer.json").write_text(words)
+    inputs = TextClassification(made, 8).assemble([[CLS, SEP], [CLS, BAD, SEP]])
+    assert inputs["input_ids"].tolist() == [[CLS, SEP, FINE], [CLS, BAD, SEP]]
+
+
 @pytest.mark.parametrize("datatype", ["INT64", "INT32"])
 def test_the_model_is_given_the_inputs_and_the_integer_type_it_names(tmp_path, datatype):
     names = ("token_type_ids", "input_ids", "attention_mask")
