@@ -32,8 +32,7 @@ def check_name(option: str, value: str) -> None:
     if not NAME.fullmatch(value):
         raise ArtifactError(
             f"{option} {value!r}: expected 1 to 128 letters of a to z, digits, dots, hyphens and underscores, the "
-            "first "
-            "a letter or a digit: it becomes part of an address"
+            "first a letter or a digit: it becomes part of an address"
         )
 
 
@@ -52,8 +51,7 @@ def open_model(path: Path) -> tuple[Session, list[TensorSpec], list[TensorSpec]]
     inputs, outputs = session.specs()
     if not inputs:
         raise ArtifactError(
-            f"{path}: has no inputs, so it always answers the same: export it with what varies as an input, not as a "
-            "constant"
+            f"{path}: has no inputs, so it always answers the same: export what varies as an input, not a constant"
         )
     for spec in inputs:
         if 0 in spec.shape:

@@ -11,7 +11,7 @@ from pathlib import Path
 from app.artifact.manifest import Manifest, read_artifact
 from app.errors import ArtifactError, StartupError
 from app.runtime.tasks import TASKS
-from model.package.artifact import check_name
+from model.package.artifact import MODEL_FILE, check_name
 from model.package.embedding import find_embedding
 from model.package.huggingface import TOKENIZER
 from model.package.image import package_image
@@ -55,7 +55,8 @@ the same from its weights (takes: pip install 'optimum[onnx]'):
 def main() -> None:
     """Ends the process with 1 if the output exists, 2 for wrong usage, 3 for a model that does not fit."""
     args = argument_parser().parse_args()
-    names = {}
+    # Errors are about what people know: their own files, and the folder they asked for.
+    names: dict[str, str] = {}
     try:
         _check_values(args)
         out: Path = args.out or Path(args.name)
@@ -64,21 +65,19 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Moved into place when it has passed the gate: a failed run leaves nothing half-written.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".package-") as staging:
-            folder = Path(staging) / "artifact"
+            folder, exported = Path(staging) / "artifact", Path(staging) / "export"
             folder.mkdir()
+            names = {f"{folder}": f"{out}", f"{exported}": f"{args.from_huggingface}"}
             source = find_source(
                 args.model,
-                Path(staging),
+                exported,
                 task=TENSORS if args.inputs and not args.task else args.task,
                 folder=args.from_huggingface,
                 config=args.config,
                 tokenizer=args.tokenizer,
             )
             _check_options(args, source.task)
-            # Errors are about what people know: their own files, and the folder they asked for.
-            names = {f"{folder / 'model.onnx'}": f"{source.model}", f"{folder}": f"{out}"}
-            names[f"{Path(staging) / 'export'}"] = f"{args.from_huggingface}"
-            names |= {f"{folder / TOKENIZER}": f"{source.tokenizer}"} if source.tokenizer else {}
+            names |= {f"{folder / MODEL_FILE}": f"{source.model}", f"{folder / TOKENIZER}": f"{source.tokenizer}"}
             try:
                 manifest = _package(args, source, source.model, folder)
             except ArtifactError as error:
@@ -153,8 +152,7 @@ def _check_options(args: argparse.Namespace, task: str) -> None:
         if getattr(args, option) is not None and task not in tasks:
             raise ArtifactError(
                 f"--{option.replace('_', '-')}: means nothing for task {task}, only for {', '.join(sorted(tasks))}: "
-                "leave it out, "
-                "or name another --task"
+                "leave it out, or name another --task"
             )
 
 
@@ -194,8 +192,7 @@ def argument_parser() -> argparse.ArgumentParser:
     classes.add_argument(
         "--scores",
         choices=("probabilities", "logits", "sigmoid"),
-        help="what the output holds: "
-        "probabilities, or logits, of which softmax or the sigmoid makes them (default: found out)",
+        help="what the output holds: probabilities, or logits for softmax or the sigmoid (default: found out)",
     )
     classes.add_argument("--threshold", type=float, help="multi_label: the probability a label holds from (0.5)")
     embedding = parser.add_argument_group("task text-embedding")

@@ -48,8 +48,8 @@ def find_embedding(
     if pooling != "none" and (extra := set(modules) - {"Transformer", "Pooling", "Normalize"}):
         raise ArtifactError(
             f"{model}: {', '.join(sorted(extra))} of modules.json comes after pooling, and {name!r} is before it: "
-            "export the "
-            "whole model (optimum-cli export onnx --library sentence_transformers), which has an output " + WHOLE
+            "export the whole model (optimum-cli export onnx --library sentence_transformers), which has an output "
+            + WHOLE
         )
     return Embedding(name, pooling, normalize)
 

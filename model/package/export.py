@@ -50,26 +50,20 @@ def export_onnx(folder: Path, task: str, out: Path, *, modules: set[str]) -> Pat
         raise ArtifactError(f"{folder}: task {task}: expected an ONNX file: export it as your framework does")
     if not _installed("optimum.exporters.onnx"):
         raise ArtifactError(
-            f"{folder}: holds weights and no ONNX file: {INSTALL} and run this again (training's environment will "
-            "do), or "
-            f"export it elsewhere with optimum-cli export onnx --model {folder} --task {OPTIMUM_TASKS[task]} OUT"
+            f"{folder}: holds weights and no ONNX file: {INSTALL} and run this again, or export it elsewhere: "
+            f"optimum-cli export onnx --model {folder} --task {OPTIMUM_TASKS[task]} OUT"
         )
     # Pooling and normalizing are the server's; what comes between them only sentence-transformers knows.
     whole = bool(modules - {"Transformer", "Pooling", "Normalize"})
     library = ["--library", "sentence_transformers" if whole else "transformers"]
-    command = [
-        sys.executable,
-        "-m",
-        "optimum.exporters.onnx",
-        "--model",
-        folder,
-        "--task",
-        OPTIMUM_TASKS[task],
-        *library,
-        out,
-    ]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True, check=False)
+    options = ["--model", str(folder), "--task", OPTIMUM_TASKS[task], *library, str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "optimum.exporters.onnx", *options],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode or not (out / "model.onnx").is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise ArtifactError(f"{folder}: Optimum cannot export it: {lines[-1].strip()[:300]}")

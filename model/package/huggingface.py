@@ -124,8 +124,7 @@ class HuggingFace:
         if self.is_cross_encoder or "entailment" in map(str.lower, self.labels):
             raise ArtifactError(
                 f"{self.where}: labels {', '.join(self.labels)}: it seems to classify pairs of texts, for which there "
-                "is no "
-                "task: --task text-classification if it takes one text, --task tensors for its bare inputs and outputs"
+                "is no task: --task text-classification if it takes one text, --task tensors for the bare inputs"
             )
         return "text-classification"
 

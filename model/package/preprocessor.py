@@ -23,6 +23,8 @@ OTHER_STEPS = (
     "include_top",
     "rescale_offset",
 )
+# Those that take other steps, whatever their file says; and one whose single size is of both sides.
+OTHER_KINDS, SQUARES = ("Levit", "Perceiver", "PoolFormer"), "DeiT"
 # ConvNeXt's, which cut by `crop_pct` without saying so in `do_center_crop`, up to this size.
 CROPS_BY_PERCENT, PERCENT_BELOW = "ConvNext", 384
 
@@ -37,8 +39,7 @@ def read_preprocessor(path: Path, model: Path, inputs: list[TensorSpec]) -> Imag
         raise ArtifactError(
             f"{path}: expected a JSON object that says how images are resized and normalized, such as "
             '{"size": {"height": 224, "width": 224}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}; '
-            "name one "
-            "with --preprocessor"
+            "name one with --preprocessor"
         )
     try:
         return _spec(path, config, layout_of(model, inputs))
@@ -60,7 +61,8 @@ def layout_of(model: Path, inputs: list[TensorSpec]) -> str:
 
 
 def _spec(path: Path, config: dict[str, Any], layout: str) -> ImageSpec:
-    other = [name for name in OTHER_STEPS if config.get(name)]
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    other = [name for name in OTHER_STEPS if config.get(name)] + [kind] * kind.startswith(OTHER_KINDS)
     if other:
         raise ArtifactError(
             f"{path}: {', '.join(other)}: the server does not do that; serve the model with --task tensors"
@@ -70,14 +72,16 @@ def _spec(path: Path, config: dict[str, Any], layout: str) -> ImageSpec:
     size = config["size"]
     short = size.get("shortest_edge") if isinstance(size, dict) else None
     height, width = _sides(size)
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     if kind.startswith(CROPS_BY_PERCENT):
         # Above, the whole image is squeezed into a square.
         short = int(height / config.get("crop_pct", 224 / 256)) if height < PERCENT_BELOW else None
     elif config.get("do_center_crop"):
-        short = short or (height if height == width else None)
+        short = short or (size if isinstance(size, int) and not kind.startswith(SQUARES) else None)
         if short is None:
-            raise ArtifactError(f"{path}: do_center_crop: expected `size` with one side, found {size}")
+            raise ArtifactError(
+                f"{path}: size: expected shortest_edge beside do_center_crop, found {size}: the server does not "
+                "squeeze an image and cut it; serve the model with --task tensors"
+            )
         height, width = _sides(config["crop_size"])
     elif short is not None:
         raise ArtifactError(f"{path}: size: expected height and width, or do_center_crop, found {size}")

@@ -48,16 +48,14 @@ def decide(
         else:
             raise ArtifactError(
                 f"{where}: its first output {lie}: say what it is with --scores probabilities, --scores logits "
-                "(softmax "
-                "makes probabilities of them) or --scores sigmoid (that does, for each label by itself)"
+                "(softmax makes probabilities of them) or --scores sigmoid (that does, for each label by itself)"
             )
     if problem_type is None:
         problem_type = _problem_type(where, labels, scores, lie, one_each=one_each)
     if scores == "probabilities" and within and one_each != (problem_type == "single_label") and labels > 1:
         raise ArtifactError(
             f"{where}: its first output {lie}, and rows {'' if one_each else 'do not '}sum to 1: expected "
-            "--problem-type "
-            f"{'single_label' if one_each else 'multi_label'}, found {problem_type}"
+            f"--problem-type {'single_label' if one_each else 'multi_label'}, found {problem_type}"
         )
     if scores == "logits" and problem_type == "multi_label":
         scores = "sigmoid"

@@ -53,9 +53,9 @@ class Source:
             known |= tokenizer_window(self.tokenizer)
         if not known:
             raise ArtifactError(
-                f"{self.model}: how many tokens a text may have is not known: no {CONFIG} with "
-                "max_position_embeddings and no "
-                "tokenizer_config.json with model_max_length beside it; say it with --max-tokens, such as 512"
+                f"{self.model}: how many tokens a text may have is not known: beside it is no {CONFIG} with "
+                "max_position_embeddings and no tokenizer_config.json with model_max_length; say it with --max-tokens, "
+                "such as 512"
             )
         smallest = min(known, key=lambda where: known[where])
         others = [f"{where} {size}" for where, size in known.items() if where != smallest]
@@ -68,20 +68,21 @@ class Source:
 
 def find_source(
     model: Path | None,
-    staging: Path,
+    exported: Path,
     *,
     task: str | None,
     folder: Path | None,
     config: Path | None,
     tokenizer: Path | None,
 ) -> Source:
-    """folder: Hugging Face's, whose model it is if none is named; exported into `staging` if there is no ONNX file.
+    """folder: Hugging Face's, whose model it is if none is named; if it has no ONNX file one is made in the folder
+    `exported`.
 
     Raises ArtifactError if a file is missing, or the task is neither given nor known.
     """
     if model is None and folder is None:
         raise ArtifactError("expected an ONNX file, or a model's folder with --from-huggingface")
-    found = model or find_onnx(folder) if folder else model
+    found = find_onnx(folder) if folder and model is None else model
     if found and found.is_dir():
         raise ArtifactError(f"{found}: expected an ONNX file, found a folder: give it as --from-huggingface {found}")
     near = [folder] if folder else []
@@ -98,7 +99,7 @@ def find_source(
         task = task or ("text-classification" if tokenizer else TENSORS)
     if found is None:
         assert folder is not None
-        found = export_onnx(folder, task, staging / "export", modules=set(files.modules) if files else set())
+        found = export_onnx(folder, task, exported, modules=set(files.modules) if files else set())
         notes.append(f"exported from the weights in {folder} by Optimum")
     source = Source(found, task, None, files, why, notes)
     if task in TEXT:
@@ -119,6 +120,5 @@ def _find_tokenizer(source: Source, given: Path | None, near: list[Path]) -> Pat
     raise ArtifactError(
         f"{places[0] / TOKENIZER}: expected the tokenizer, since the task is {source.task}{because}; name one with "
         "--tokenizer, make one of older files (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)), or serve the "
-        "bare "
-        "inputs and outputs with --task tensors"
+        "bare inputs and outputs with --task tensors"
     )

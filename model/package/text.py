@@ -201,9 +201,8 @@ def _check_varying(model: Path, inputs: list[TensorSpec]) -> None:
         if spec.name == "input_ids" and spec.shape != [-1, -1]:
             raise ArtifactError(
                 f"{model}: input_ids: expected [rows, tokens], both to vary, found {spec.shape}: export it with "
-                "dynamic "
-                "axes (optimum-cli export onnx does; torch.onnx.export: dynamic_axes={'input_ids': {0: 'rows', 1: "
-                "'tokens'}, …}), or serve its bare inputs with --task tensors"
+                "dynamic axes (optimum-cli export onnx does; torch.onnx.export: dynamic_axes={'input_ids': {0: 'rows', "
+                "1: 'tokens'}, …}), or serve its bare inputs with --task tensors"
             )
 
 

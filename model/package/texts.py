@@ -22,10 +22,10 @@ GOLDEN_PAIRS = (
     ("How long does delivery take?", "Parcels within the country arrive in two to three days."),
     ("How long does delivery take?", "Our founders met at university in Lisbon."),
     ("refund", "You may return anything within 30 days, and we pay you back."),
-    ("ok", "."),
+    ("ok", "no"),
     ("¿Qué tal? 不错", "Muy bien 👍, 谢谢"),
 )
-NEARLY_EMPTY, NOT_ASCII = ".", "¿Qué tal? 不错 👍"
+NEARLY_EMPTY, NOT_ASCII = "ok", "¿Qué tal? 不错 👍"
 # Each is run when a replica starts.
 MOST_GOLDEN = 32
 MOST_GENERATED = 200

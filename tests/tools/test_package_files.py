@@ -242,6 +242,9 @@ def test_golden_images_can_be_given(command, tmp_path):
     [
         ({}, "size"),
         ({**SIZES, "do_pad": True}, "do_pad"),
+        ({**CROPPED, "size": {"height": 16, "width": 16}}, "shortest_edge"),
+        ({**CROPPED, "size": 16, "feature_extractor_type": "DeiTFeatureExtractor"}, "shortest_edge"),
+        ({**CROPPED, "image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor"),
         ({**SIZES, "do_resize": False}, "do_resize"),
         ({**SIZES, "size": {"shortest_edge": 8}}, "do_center_crop"),
         ({**SIZES, "image_mean": [0.5]}, "preprocessor_config.json"),
