@@ -141,6 +141,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
+	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made

@@ -45,6 +45,7 @@ if [ "$kind" != fetch ]; then
     set -- "$@" --build-context "model=$artifact" \
         --build-arg MODEL_NAME="$(field name)" --build-arg MODEL_VERSION="$(field version)" \
         --build-arg MODEL_DIGEST="$(sha256sum "$artifact/manifest.json" | cut -d ' ' -f 1)"
+    [ "$(field task)" != image-classification ] || set -- "$@" --build-arg EXTRA=image
     precision=$(field precision)
     case $kind-$precision in
         gpu-fp16 | gpu-bf16 | cpu-*) ;;
