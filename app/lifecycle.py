@@ -115,6 +115,8 @@ class Lifecycle:
                 digest=settings.model_digest,
                 provider=settings.provider,
                 runners=settings.runners,
+                runner_threads=settings.runner_threads,
+                gpu_memory_bytes=settings.gpu_memory_bytes,
                 max_batch_rows=settings.max_batch_rows,
                 max_batch_tokens=settings.max_batch_tokens,
                 on_stage=self.enter,

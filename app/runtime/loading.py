@@ -34,6 +34,8 @@ def load_model(
     digest: str = "",
     provider: Provider | Auto = "cpu",
     runners: int | Auto = "auto",
+    runner_threads: int | Auto = "auto",
+    gpu_memory_bytes: int = 0,
     max_batch_rows: int | Auto = "auto",
     max_batch_tokens: int | Auto = "auto",
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -59,7 +61,14 @@ def load_model(
         path = artifact.path(manifest.model_file)
         verify_external_data(artifact)
         auto = provider == "auto"
-        session = Session.open(path, "cuda" if provider == "auto" else provider, may_fall_back=auto)
+        threads = runner_threads if isinstance(runner_threads, int) else 1
+        session = Session.open(
+            path,
+            "cuda" if provider == "auto" else provider,
+            may_fall_back=auto,
+            threads=threads,
+            gpu_memory_bytes=gpu_memory_bytes,
+        )
         found_inputs, found_outputs = session.specs()
         check_schema(path, "input", manifest.inputs, found_inputs)
         check_schema(path, "output", manifest.outputs, found_outputs)
@@ -69,7 +78,7 @@ def load_model(
         if max_batch_tokens != "auto":
             tokens = max_batch_tokens
         if runners == "auto":
-            runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota()
+            runners = CUDA_RUNNERS if session.provider == "cuda" else max(1, cpu_quota() // threads)
         task = open_task(artifact, rows)
         if not task.counts_tokens and max_batch_tokens == "auto":
             tokens = rows

@@ -32,17 +32,22 @@ class Session:
         self.output_names = output_names
 
     @classmethod
-    def open(cls, path: Path, provider: Provider, *, may_fall_back: bool = False) -> "Session":
-        """Loads the model at `path`. may_fall_back: on the CPU if `provider` does not work here.
+    def open(
+        cls, path: Path, provider: Provider, *, may_fall_back: bool = False, threads: int = 1, gpu_memory_bytes: int = 0
+    ) -> "Session":
+        """Loads the model at `path`. may_fall_back: on the CPU if `provider` does not work here. threads: of one run.
+        gpu_memory_bytes: that CUDA may take for weights and runs; 0: without a bound.
 
         Raises ProviderError if `provider` is not truly in use and must be, ArtifactError if the file does not load.
         """
         import onnxruntime as ort
 
         wanted = _providers(ort, provider, may_fall_back)
+        if gpu_memory_bytes and wanted[0] == PROVIDERS["cuda"]:
+            wanted[0] = (wanted[0], {"gpu_mem_limit": str(gpu_memory_bytes)})
         ort.set_default_logger_severity(4)
         try:
-            session = ort.InferenceSession(str(path), _options(ort), providers=wanted, enable_fallback=0)
+            session = ort.InferenceSession(str(path), _options(ort, threads), providers=wanted, enable_fallback=0)
             # Here, because a name that is not UTF-8 fails only when it is read.
             output_names = [node.name for node in session.get_outputs()]
         # ONNX Runtime's exceptions share no base class below Exception.
@@ -102,7 +107,7 @@ class Model:
         return self.task.split(payloads, self.infer(self.task.assemble(payloads)))
 
 
-def _providers(ort: Any, provider: Provider, may_fall_back: bool) -> list[str]:
+def _providers(ort: Any, provider: Provider, may_fall_back: bool) -> list[Any]:
     available = ort.get_available_providers()
     if provider == "cpu" or (may_fall_back and PROVIDERS[provider] not in available):
         return [PROVIDERS["cpu"]]
@@ -113,10 +118,10 @@ def _providers(ort: Any, provider: Provider, may_fall_back: bool) -> list[str]:
     return [PROVIDERS[provider], PROVIDERS["cpu"]]
 
 
-def _options(ort: Any) -> Any:
+def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     # Parallelism comes from runs side by side: one thread each scales better than one run on every core.
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A spinning worker steals the core that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -623,14 +623,30 @@ def test_batches_have_the_tokens_asked_for_or_the_providers_or_as_many_as_rows(g
     assert tuple(found) == given
 
 
-@pytest.mark.parametrize(("asked", "given"), [("auto", 5), (3, 3)])
-def test_there_are_as_many_runners_as_asked_for_or_as_the_quota_allows(good, monkeypatch, asked, given):
+@pytest.mark.parametrize(
+    ("asked", "threads", "given"), [("auto", "auto", 5), ("auto", 2, 2), ("auto", 9, 1), (3, "auto", 3), (3, 2, 3)]
+)
+def test_there_are_as_many_runners_as_asked_for_or_as_the_quota_allows(good, monkeypatch, asked, threads, given):
     monkeypatch.setattr(loading, "cpu_quota", lambda: 5)
-    assert load_model(good["tensors"], runners=asked).runners == given
+    assert load_model(good["tensors"], runners=asked, runner_threads=threads).runners == given
+
+
+def test_threads_and_memory_of_a_session_are_those_asked_for(good, monkeypatch):
+    asked = []
+
+    def note(path: Path, provider: str, **options: int) -> Session:
+        asked.append((options["threads"], options["gpu_memory_bytes"]))
+        return open_session(path, "cpu", threads=options["threads"])
+
+    open_session = Session.open
+    monkeypatch.setattr(Session, "open", note)
+    load_model(good["tensors"])
+    load_model(good["tensors"], runner_threads=3, gpu_memory_bytes=1 << 30)
+    assert asked == [(1, 0), (3, 1 << 30)]
 
 
 def test_on_cuda_auto_means_few_runners_and_large_batches(good, monkeypatch):
-    def pretend(path: Path, provider: str, *, may_fall_back: bool) -> Session:
+    def pretend(path: Path, provider: str, *, may_fall_back: bool, **_: int) -> Session:
         assert (provider, may_fall_back) == ("cuda", True)
         session = open_session(path, "cpu")
         session.provider = "cuda"
@@ -646,7 +662,7 @@ def test_on_cuda_auto_means_few_runners_and_large_batches(good, monkeypatch):
 def test_a_provider_asked_for_by_name_may_not_be_another(good, monkeypatch, provider):
     asked = []
 
-    def note(path: Path, provider: str, *, may_fall_back: bool) -> Session:
+    def note(path: Path, provider: str, *, may_fall_back: bool, **_: int) -> Session:
         asked.append((provider, may_fall_back))
         return open_session(path, "cpu")
 

@@ -1,6 +1,7 @@
 """One ONNX Runtime session: the provider truly in use, what the file says of itself, runs side by side."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -67,6 +68,32 @@ def test_a_model_runs_and_answers_by_output_name(tmp_path):
     session = Session.open(onnx_models.two_outputs(tmp_path / "m.onnx"), "cpu")
     outputs = session.run({"a": np.array([[1, 5]]), "b": np.array([[1, -9]], np.float32)})
     assert {name: array.tolist() for name, array in outputs.items()} == {"total": [[2, -4]], "largest": [0]}
+
+
+def test_a_bound_on_memory_is_for_cuda_alone(cuda_build):
+    asked = cuda_build([CUDA, CPU])
+    Session.open(Path("m.onnx"), "cuda", gpu_memory_bytes=3 << 30)
+    Session.open(Path("m.onnx"), "cuda")
+    Session.open(Path("m.onnx"), "cpu", may_fall_back=True, gpu_memory_bytes=3 << 30)
+    assert asked == [[(CUDA, {"gpu_mem_limit": str(3 << 30)}), CPU], [CUDA, CPU], [CPU]]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_run_has_the_threads_it_was_given(tmp_path, monkeypatch, threads):
+    class FakeSession:
+        def __init__(self, _path: str, options: ort.SessionOptions, **_: object) -> None:
+            asked.append(options.intra_op_num_threads)
+
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+        def get_outputs(self) -> list:
+            return []
+
+    asked: list[int] = []
+    monkeypatch.setattr(ort, "InferenceSession", FakeSession)
+    Session.open(tmp_path / "m.onnx", "cpu", threads=threads)
+    assert asked == [threads]
 
 
 def test_one_session_answers_several_threads_at_once(mlp):
