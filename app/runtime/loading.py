@@ -78,7 +78,7 @@ def load_model(
         if max_batch_tokens != "auto":
             tokens = max_batch_tokens
         if runners == "auto":
-            runners = CUDA_RUNNERS if session.provider == "cuda" else max(1, cpu_quota() // threads)
+            runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota() // threads or 1
         task = open_task(artifact, rows)
         if not task.counts_tokens and max_batch_tokens == "auto":
             tokens = rows
