@@ -47,7 +47,7 @@ def open_model(path: Path) -> tuple[Session, list[TensorSpec], list[TensorSpec]]
                 f"{path}: keeps weights in {missing[0]!r}, which is not there: put it beside the file"
             ) from None
         remedy = next((remedy for symptom, remedy in REMEDIES.items() if symptom in str(error)), None)
-        raise ArtifactError(f"{error}: {remedy}") from None if remedy else error
+        raise ArtifactError(f"{error}: {remedy}" if remedy else f"{error}") from None
     inputs, outputs = session.specs()
     if not inputs:
         raise ArtifactError(

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.artifact.manifest import Manifest, read_artifact
+from app.artifact.manifest import MANIFEST, Manifest, read_artifact
 from app.errors import ArtifactError, StartupError
 from app.runtime.tasks import TASKS
 from model.package.artifact import MODEL_FILE, check_name
@@ -77,7 +77,8 @@ def main() -> None:
                 tokenizer=args.tokenizer,
             )
             _check_options(args, source.task)
-            names |= {f"{folder / MODEL_FILE}": f"{source.model}", f"{folder / TOKENIZER}": f"{source.tokenizer}"}
+            names |= {f"{folder / name}": f"{source.model}" for name in (MODEL_FILE, MANIFEST)}
+            names[f"{folder / TOKENIZER}"] = f"{source.tokenizer}"
             try:
                 manifest = _package(args, source, source.model, folder)
             except ArtifactError as error:

@@ -128,8 +128,9 @@ def weights_lost(path: Path) -> Path:
         (without_elements, ["'past'", "no elements"]),
         (foreign_operator, ["another library"]),
         (weights_lost, ["'weights.bin'", "beside the file"]),
+        (lambda path: path, ["File doesn't exist\n"]),
     ],
-    ids=["opset too new", "IR too new", "no inputs", "no elements", "operator unknown", "weights lost"],
+    ids=["opset too new", "IR too new", "no inputs", "no elements", "operator unknown", "weights lost", "absent"],
 )
 def test_a_file_that_cannot_be_served_is_an_error_that_says_what_to_change(command, tmp_path, build, says):
     error = command.refused(build(tmp_path / "source.onnx"))
@@ -179,7 +180,15 @@ def test_nothing_given_is_an_error_that_says_what_to_give(command):
 
 def test_what_it_found_is_printed(command, tmp_path):
     command.manifest(onnx_models.mlp(tmp_path / "source.onnx"))
-    for part in ("tensors", "features FP32 [-1, 4]", "scores FP32 [-1, 3]", "requests share runs", "median", "curl -s"):
+    for part in (
+        "tensors",
+        "features FP32 [-1, 4]",
+        "scores FP32 [-1, 3]",
+        "requests share runs",
+        "median",
+        "curl -s",
+        '"shape": [1, 4]',
+    ):
         assert part in command.out
 
 

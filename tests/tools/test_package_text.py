@@ -333,6 +333,19 @@ def test_golden_texts_are_also_long_nearly_empty_foreign_and_of_each_label(comma
     assert said == {0, 1, 2}
 
 
+def test_of_many_texts_the_only_one_of_its_label_is_golden(command, source, tmp_path):
+    folder(source, config=SINGLE)
+    (tmp_path / "texts").write_text("good day\n" * 40)
+    command.manifest(source / "model.onnx", "--texts", tmp_path / "texts")
+    (common,) = set(answers(command.made, ["good day"])["label"])
+    others = ["bad", "fine", "day", "bad bad", "fine fine", "day day", "good"]
+    other = next(text for text in others if set(answers(command.made, [text])["label"]) != {common})
+    command.made.rename(tmp_path / "elsewhere")
+    (tmp_path / "texts").write_text("good day\n" * 40 + f"{other}\n")
+    found = command.manifest(source / "model.onnx", "--texts", tmp_path / "texts")
+    assert other in [example["text"] for example in found["golden"]["examples"]]
+
+
 def test_the_answers_to_the_texts_are_recorded_for_comparison(command, source, tmp_path):
     folder(source, config=SINGLE)
     (tmp_path / "texts").write_text("good day\nbad day\nfine\ngood\n")
