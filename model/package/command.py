@@ -43,7 +43,7 @@ OPTIONS = {
     "images": {IMAGE},
 }
 EXAMPLES = """\
-any model (tabular, tensors):
+examples: any model (tabular, tensors):
   python -m model.package churn.onnx --name churn --version 1 --inputs rows.npz
 a text classifier, with Hugging Face's config.json and tokenizer.json beside it:
   python -m model.package toxic/model.onnx --name toxic --version 1

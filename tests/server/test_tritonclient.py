@@ -340,7 +340,7 @@ def test_extensions_that_are_not_offered_raise_the_clients_exception(client, met
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
 def test_the_likeliest_classes_come_as_the_client_asks_for_them(client, binary):
-    answer = client.infer("sentiment", strings("I love it."), outputs=[("probabilities", binary)], classes=1)
+    answer = client.infer(NAME, strings("I love it."), outputs=[("probabilities", binary)], classes=1)
     (found,) = answer.arrays["probabilities"].ravel()
     score, _, label = (found.decode() if isinstance(found, bytes) else found).split(":")
     assert (float(score) > 0.5, label) == (True, "positive")
