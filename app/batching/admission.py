@@ -74,18 +74,24 @@ class AdmissionPolicy:
         self._state = state
         self._lag = lag
 
-    def admit(self) -> None:
-        """Raises Unavailable if a request that comes now would have to wait too long, whatever is in it."""
+    def refusal(self) -> Unavailable | None:
+        """Why a request that comes now would have to wait too long, whatever is in it; or None."""
         state = self._state()
         # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
         if not state.rows:
-            return
+            return None
         limits, wait = self._limits, state.wait_seconds()
         if state.rows >= limits.queue_rows or wait > limits.max_wait_seconds:
-            raise Unavailable("queue full", "queue_full", wait)
+            return Unavailable("queue full", "queue_full", wait)
         wait += self._lag.seconds
         if wait > limits.max_wait_seconds:
-            raise Unavailable("too many requests at once", "queue_full", wait)
+            return Unavailable("too many requests at once", "queue_full", wait)
+        return None
+
+    def admit(self) -> None:
+        """Raises Unavailable if there is a refusal."""
+        if (refusal := self.refusal()) is not None:
+            raise refusal
 
     def require_possible(self, rows: int) -> None:
         """Raises TooManyRows if the queue could never hold that many rows."""

@@ -90,14 +90,16 @@ class InferenceMiddleware:
             predictor.batcher.admission.admit()
             request.predictor = predictor
             response: Response = await route.handler(request)
+            if request.connection is not None:
+                request.connection.backoff.answered(None)
             return response
         except (RequestError, HTTPException) as error:
             request.error = type(error).__name__
             if isinstance(error, RequestError):
                 if error.reason is not None:
                     self.metrics.rejections[error.reason].inc()
-                if error.retry_after_seconds is not None and request.connection is not None:
-                    request.connection.refused(error.retry_after_seconds)
+                if request.connection is not None:
+                    request.connection.backoff.answered(error.retry_after_seconds)
             return error_response(error)
         except asyncio.CancelledError:
             if not lifecycle.refusing:

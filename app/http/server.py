@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         # Container runtimes leave 1,024 files, and a larger number to who asks.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        limits = ConnectionLimits(settings.max_connections, metrics.shed)
+        limits = ConnectionLimits(settings.max_connections, metrics.shed, lifecycle.full)
         metrics.connections.set_function(lambda: limits.open)
         super().__init__(uvicorn_config(app, limits))
         self._lifecycle = lifecycle

@@ -5,6 +5,7 @@ Knows nothing of HTTP.
 
 import asyncio
 import resource
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from app.batching.deadlines import Deadlines
@@ -31,8 +32,10 @@ class ConnectionLimits:
     """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
     `watch`."""
 
-    def __init__(self, max_connections: int, shed: Any) -> None:
-        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`)."""
+    def __init__(self, max_connections: int, shed: Any, full: Callable[[], bool] = lambda: False) -> None:
+        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`).
+        full: whether an inference request would be refused now."""
+        self.full = full
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(max_connections, int(files * (1 - RESERVED_FILES_RATIO))))
         self._shed = shed

@@ -42,7 +42,6 @@ class HttpProtocol(HttpToolsProtocol):
     _refusal: str | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
-    _backoff: Backoff | None = None
     on_lost: Callable[[], None] | None = None
     """Called when the client leaves."""
 
@@ -51,6 +50,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(**uvicorns)
         self._limits = limits
         self._head, self._reader = Wait(self.loop), Wait(self.loop)
+        self.backoff = Backoff(limits.deadlines)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's; the first head is waited for as long as one that follows."""
@@ -72,8 +72,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head.end()
         self._reader.end()
         self._limits.lost(self, self._held_bytes)
-        if self._backoff is not None:
-            self._backoff.end()
+        self.backoff.end()
         if self._running is not None:
             # uvicorn tells the newest request alone; the one being answered may have others behind it.
             self._running.disconnected = True
@@ -90,7 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._data = b""
         if self._bodyless_bytes > MAX_HEAD_BYTES:
             self.send_400_response("Request line, headers or trailers too large.")
-        if self.pipeline:
+        if self.pipeline or self.backoff.holding:
             self._waiting_bytes += len(data)
         if self._held_bytes != self._bodyless_bytes + self._waiting_bytes:
             self._hold()
@@ -146,14 +145,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(self._refusal)
         else:
             self._limits.idle(self)
-            if self._backoff is not None and not self.transport.is_closing():
-                self._backoff.begin(self.loop)
-
-    def refused(self, retry_after_seconds: float) -> None:
-        """Called by who answers this connection's request with `Retry-After`."""
-        if self._backoff is None:
-            self._backoff = Backoff(self.flow, self._limits.deadlines)
-        self._backoff.refused(retry_after_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser, for trailers too, which nothing here reads."""
@@ -184,7 +175,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by uvicorn for each request when its turn has come."""
         self._running = cycle
         cycle.__class__ = OneWriteCycle  # uvicorn has no place to name another class
-        super()._start_asgi_task(cycle, app)
+        if not self.backoff.hold(self.loop, self._limits.full, partial(super()._start_asgi_task, cycle, app)):
+            super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
         """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""

@@ -4,12 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from uvicorn.protocols.http.flow_control import FlowControl
-
 from app.batching.deadlines import Deadlines
 
-# After the first refusal, which whoever waits does not notice. Twice as long with each that follows.
-FIRST_SECONDS = 0.05
+# Of the first refusal that waits; twice as long with each that follows, up to the second.
+FIRST_SECONDS, MAX_SECONDS = 0.025, 0.25
 
 
 class Wait:
@@ -32,37 +30,48 @@ class Wait:
 
 
 class Backoff:
-    """What a client pays that was told when to come back and does not wait: its connection is not read for a while,
-    longer each time. That costs microseconds, where one more refusal costs what answers need. `slot` belongs to
-    `Deadlines`."""
+    """What a client pays that was told when to come back, and comes back before that to be refused again: its next
+    refusal is held back, longer each time. Of one connection; `slot` belongs to `Deadlines`."""
 
     slot = 0
 
-    def __init__(self, flow: FlowControl, deadlines: Deadlines) -> None:
-        self._flow = flow
+    def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self._times = 0
         self._come_back = 0.0
-        self._seconds = 0.0
+        self._then: Callable[[], object] | None = None
 
-    def refused(self, retry_after_seconds: float) -> None:
-        """The client is told to come back after so long."""
+    @property
+    def holding(self) -> bool:
+        """Whether a refusal is held back."""
+        return self._then is not None
+
+    def answered(self, retry_after_seconds: float | None) -> None:
+        """The client got what it asked for (None), or is told to come back after so long."""
         now = time.monotonic()
-        self._times = self._times + 1 if now < self._come_back else 0
-        self._come_back = now + retry_after_seconds
-        self._seconds = min(retry_after_seconds, FIRST_SECONDS * 2.0**self._times)
+        if retry_after_seconds is None:
+            self._times = 0
+        else:
+            self._times = self._times + 1 if now < self._come_back else 1
+            self._come_back = now + retry_after_seconds
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The answer that says so is sent: reads nothing for a while."""
-        if self._seconds:
-            self._flow.pause_reading()
-            self._deadlines.add(loop, self, time.monotonic() + self._seconds)
-            self._seconds = 0.0
+    def hold(self, loop: asyncio.AbstractEventLoop, full: Callable[[], bool], then: Callable[[], object]) -> bool:
+        """Calls `then` after a while, if the client has come back too early and `full` says that it would be refused;
+        False if not."""
+        now = time.monotonic()
+        if not self._times or now >= self._come_back or not full():
+            return False
+        self._then = then
+        self._deadlines.add(loop, self, now + min(MAX_SECONDS, FIRST_SECONDS * 2.0 ** (self._times - 1)))
+        return True
 
     def expire(self) -> None:
         """That while is over."""
-        self._flow.resume_reading()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
 
     def end(self) -> None:
         """The connection is gone."""
         self._deadlines.discard(self)
+        self._then = None

@@ -24,6 +24,7 @@ from uvicorn.server import ServerState
 
 from app.errors import SHED_REASONS
 from app.http.connection import limits, protocol
+from app.http.connection import timers as timers_module
 from app.http.connection.limits import ConnectionLimits
 from app.http.connection.protocol import HttpProtocol
 from app.http.request import CONNECTION
@@ -72,10 +73,12 @@ class Shed:
 
 
 @asynccontextmanager
-async def listening(app=answer, max_connections: int = 1000) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
+async def listening(
+    app=answer, max_connections: int = 1000, full: Callable[[], bool] = lambda: False
+) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
     """The address of a server of this protocol, and what it shed."""
     sock, shed = listen("127.0.0.1", 0), Shed()
-    config = uvicorn_config(app, ConnectionLimits(max_connections, shed))
+    config = uvicorn_config(app, ConnectionLimits(max_connections, shed, full))
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
@@ -593,9 +596,8 @@ async def test_what_all_clients_leave_unread_has_a_bound(monkeypatch: pytest.Mon
 
 async def refusing(scope, receive, send) -> None:
     """ASGI: 503 to everything, and come back in a minute."""
-    GATES["asked"].set()
     SEEN.append(scope["extensions"][CONNECTION])
-    scope["extensions"][CONNECTION].refused(60)
+    SEEN[-1].backoff.answered(60)
     await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 
@@ -603,26 +605,38 @@ async def refusing(scope, receive, send) -> None:
 SEEN: list[HttpProtocol] = []
 
 
-async def test_a_refused_connection_is_not_read_for_a_while_and_then_answered(gates: dict[str, asyncio.Event]) -> None:
+@pytest.fixture(autouse=True)
+def unseen() -> None:
     SEEN.clear()
-    async with connected(refusing) as (reader, writer):
-        for answered in range(1, 4):
+
+
+async def test_a_refusal_to_who_comes_back_too_early_is_held_back_and_then_sent() -> None:
+    async with listening(refusing, full=lambda: True) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        for asked in range(1, 4):
             writer.write(get("/"))
+            if asked > 1:
+                await turns_until(lambda: SEEN[0].backoff.holding)
+                assert len(SEEN) == asked - 1
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503")
-            assert len(SEEN) == answered
-            await turns_until(lambda: SEEN[-1].flow.read_paused)
+            assert len(SEEN) == asked
+        writer.close()
 
 
-async def test_one_that_leaves_while_it_is_not_read_leaves_nothing(gates: dict[str, asyncio.Event]) -> None:
-    SEEN.clear()
-    async with listening(refusing) as (address, _):
+async def test_one_that_leaves_while_its_refusal_is_held_back_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers_module, "FIRST_SECONDS", 3600)
+    monkeypatch.setattr(timers_module, "MAX_SECONDS", 3600)
+    async with listening(refusing, full=lambda: True) as (address, _):
         reader, writer = await asyncio.open_connection(*address)
         writer.write(get("/"))
         await reader.readuntil(b"\r\n\r\n")
-        shared = SEEN[-1]._limits
+        writer.write(get("/"))
+        await turns_until(lambda: SEEN[0].backoff.holding)
+        shared = SEEN[0]._limits
         leave(writer)
         await turns_until(lambda: shared.open == 0)
-    assert shared.deadlines._slots == {}
+        assert shared.deadlines._slots == {}
+    assert len(SEEN) == 1
 
 
 # --- what is uvicorn's own affair -------------------------------------------------------------------------------------

@@ -1,69 +1,93 @@
-"""How long a connection waits, by a clock that the test sets."""
+"""How long a refusal is held back, by a clock that the test sets."""
+
+from collections.abc import Iterator
+
+import pytest
 
 from app.http.connection import timers
-from app.http.connection.timers import FIRST_SECONDS, Backoff
+from app.http.connection.timers import FIRST_SECONDS, MAX_SECONDS, Backoff
 
 
 class Clock:
-    now = 1000.0
+    """The time, and the deadlines of what waits for it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
 
     def monotonic(self) -> float:
         return self.now
 
-
-class Recorded:
-    """Flow and deadlines in one: what they were asked."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.waits: list[float] = []
-        self.paused = False
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
     def add(self, loop: object, wait: Backoff, deadline: float) -> None:
-        self.waits.append(round(deadline - self.clock.now, 6))
+        self.waits.append(round(deadline - self.now, 6))
+
+    def discard(self, wait: Backoff) -> None:
+        pass
 
 
-def refuse(backoff: Backoff, flow: Recorded, *, retry_after_seconds: float, after: float = 0.0) -> None:
-    """As the connection does; then the wait passes, and `after` seconds more."""
-    backoff.refused(retry_after_seconds)
-    backoff.begin(None)  # type: ignore[arg-type]
-    assert flow.paused
-    flow.clock.now += flow.waits[-1]
-    backoff.expire()
-    assert not flow.paused
-    flow.clock.now += after
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(timers, "time", clock)
+    return clock
 
 
-def test_who_comes_back_too_early_waits_twice_as_long_each_time_until_as_long_as_it_was_told(monkeypatch):
-    monkeypatch.setattr(timers, "time", clock := Clock())
-    flow = Recorded(clock)
-    backoff = Backoff(flow, flow)  # type: ignore[arg-type]
-    for _ in range(8):
-        refuse(backoff, flow, retry_after_seconds=2)
-    # And then it has waited.
-    assert flow.waits == [*(FIRST_SECONDS * factor for factor in (1, 2, 4, 8, 16, 32)), 2, FIRST_SECONDS]
+def asks(backoff: Backoff, *, full: bool = True) -> bool:
+    """Whether a request is held."""
+    return backoff.hold(None, lambda: full, lambda: None)  # type: ignore[arg-type]
 
 
-def test_who_waits_as_it_was_told_is_not_made_to_wait_longer(monkeypatch):
-    monkeypatch.setattr(timers, "time", clock := Clock())
-    flow = Recorded(clock)
-    backoff = Backoff(flow, flow)  # type: ignore[arg-type]
+def test_who_comes_back_too_early_waits_twice_as_long_each_time_up_to_a_bound(clock: Clock) -> None:
+    backoff = Backoff(clock)  # type: ignore[arg-type]
+    assert not asks(backoff), "it was never refused"
+    for _ in range(7):
+        backoff.answered(1)
+        assert asks(backoff)
+    assert clock.waits == [*(FIRST_SECONDS * factor for factor in (1, 2, 4, 8)), *[MAX_SECONDS] * 3]
+
+
+def test_who_waits_as_it_was_told_is_not_held(clock: Clock) -> None:
+    backoff = Backoff(clock)  # type: ignore[arg-type]
     for _ in range(5):
-        refuse(backoff, flow, retry_after_seconds=1, after=1)
-    assert flow.waits == [FIRST_SECONDS] * 5
+        backoff.answered(1)
+        clock.now += 1
+        assert not asks(backoff)
 
 
-def test_an_answer_that_refuses_nothing_is_followed_by_no_wait(monkeypatch):
-    monkeypatch.setattr(timers, "time", clock := Clock())
-    flow = Recorded(clock)
-    backoff = Backoff(flow, flow)  # type: ignore[arg-type]
-    refuse(backoff, flow, retry_after_seconds=1)
-    backoff.begin(None)  # type: ignore[arg-type]
-    assert not flow.paused
-    assert len(flow.waits) == 1
+def test_who_would_not_be_refused_is_not_held(clock: Clock) -> None:
+    backoff = Backoff(clock)  # type: ignore[arg-type]
+    backoff.answered(1)
+    assert not asks(backoff, full=False)
+
+
+def test_who_gets_an_answer_begins_anew(clock: Clock) -> None:
+    backoff = Backoff(clock)  # type: ignore[arg-type]
+    for _ in range(5):
+        backoff.answered(1)
+    backoff.answered(None)
+    assert not asks(backoff)
+    backoff.answered(1)
+    assert asks(backoff)
+    assert clock.waits == [FIRST_SECONDS]
+
+
+def test_what_was_held_goes_on_once(clock: Clock) -> None:
+    gone_on: list[int] = []
+    backoff = Backoff(clock)  # type: ignore[arg-type]
+    backoff.answered(1)
+    backoff.hold(None, lambda: True, lambda: gone_on.append(1))  # type: ignore[arg-type]
+    assert backoff.holding
+    backoff.expire()
+    backoff.expire()
+    assert gone_on == [1]
+    assert not backoff.holding
+
+
+def test_what_was_held_of_a_connection_that_is_gone_does_not_go_on(clock: Clock) -> None:
+    gone_on: list[int] = []
+    backoff = Backoff(clock)  # type: ignore[arg-type]
+    backoff.answered(1)
+    backoff.hold(None, lambda: True, lambda: gone_on.append(1))  # type: ignore[arg-type]
+    backoff.end()
+    backoff.expire()
+    assert gone_on == []
