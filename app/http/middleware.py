@@ -86,6 +86,8 @@ class InferenceMiddleware:
             predictor = lifecycle.predictor
             if predictor is None or lifecycle.refusing:
                 raise lifecycle.unavailable()
+            if request.connection is not None and request.connection.backoff.was_held:
+                raise Unavailable("queue full, and back too early", "queue_full")
             # Here, because reading what will be refused is work.
             predictor.batcher.admission.admit()
             request.predictor = predictor

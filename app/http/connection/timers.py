@@ -34,6 +34,9 @@ class Backoff:
     refusal is held back, longer each time. Of one connection; `slot` belongs to `Deadlines`."""
 
     slot = 0
+    was_held = False
+    """Whether the request being answered is one that was held back: then it is refused, whatever room there is by now.
+    Let in so late, it would be answered late."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
@@ -48,7 +51,7 @@ class Backoff:
 
     def answered(self, retry_after_seconds: float | None) -> None:
         """The client got what it asked for (None), or is told to come back after so long."""
-        now = time.monotonic()
+        now, self.was_held = time.monotonic(), False
         if retry_after_seconds is None:
             self._times = 0
         else:
@@ -67,7 +70,7 @@ class Backoff:
 
     def expire(self) -> None:
         """That while is over."""
-        then, self._then = self._then, None
+        then, self._then, self.was_held = self._then, None, True
         if then is not None:
             then()
 

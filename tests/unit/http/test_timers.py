@@ -81,6 +81,9 @@ def test_what_was_held_goes_on_once(clock: Clock) -> None:
     backoff.expire()
     assert gone_on == [1]
     assert not backoff.holding
+    assert backoff.was_held
+    backoff.answered(1)
+    assert not backoff.was_held
 
 
 def test_what_was_held_of_a_connection_that_is_gone_does_not_go_on(clock: Clock) -> None:
