@@ -95,10 +95,6 @@ class Lifecycle:
             raise self.unavailable()
         return self.predictor
 
-    def full(self) -> bool:
-        """Whether a request would be refused now, because too much waits."""
-        return self.predictor is not None and self.predictor.batcher.admission.refusal() is not None
-
     def stuck(self) -> str | None:
         """Why no progress can be made, or None."""
         return self.predictor.batcher.stuck() if self.predictor is not None else None

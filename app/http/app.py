@@ -15,6 +15,8 @@ from app import NAME, __version__
 from app.errors import ConfigError, RequestError
 from app.http.middleware import InferenceMiddleware
 from app.http.openapi import document, path_parameters
+from app.http.refusals import Refusals
+from app.http.request_log import RequestLog
 from app.http.response import error_response
 from app.http.routes import ENDPOINTS
 from app.lifecycle import Lifecycle, exit_process
@@ -35,12 +37,15 @@ def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsS
         async with lifespan(app):
             yield
 
-    inference = Middleware(InferenceMiddleware, settings=settings, lifecycle=lifecycle, metrics=metrics_source.metrics)
+    metrics = metrics_source.metrics
+    log = RequestLog(lifecycle, metrics)
+    inference = Middleware(InferenceMiddleware, settings=settings, lifecycle=lifecycle, metrics=metrics, log=log)
     app = FastAPI(
         title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], telemetry=NO_TELEMETRY
     )
     app.router.redirect_slashes = False
     app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
+    app.state.refusals = Refusals(lifecycle, metrics, log)
     for route in ENDPOINTS:
         statuses = (404, 503) if "{" in route.path else (503,)
         app.add_api_route(

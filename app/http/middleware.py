@@ -14,28 +14,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RequestError, Unavailable
 from app.http.request import InferenceRequest, RequestLimits, request_id_of
+from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import EXEMPT_PATHS, HOOKS, Route, find_inference_route
 from app.lifecycle import Lifecycle
 from app.settings import Settings
-from app.telemetry.logging import Sampler, logger, stack_of
+from app.telemetry.logging import logger, stack_of
 from app.telemetry.metrics import Metrics
 
-REFUSALS_LOGGED_PER_SECOND = 100
 INTERNAL_ERROR = b'{"error":"internal error"}'
 
 
 class InferenceMiddleware:
     """An ASGI application around `app`; the table in `app.http.routes` says which paths are inference."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog
+    ) -> None:
         self.app = app
         self.limits = RequestLimits(settings.max_body_bytes, settings.request_timeout_ms / 1000)
         self.lifecycle = lifecycle
         self.metrics = metrics
-        # Bound now: the lazy logger would bind anew for every line.
-        self.log = logger().bind()
-        self.refusals = Sampler("more requests refused", REFUSALS_LOGGED_PER_SECOND)
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,8 +86,6 @@ class InferenceMiddleware:
             predictor = lifecycle.predictor
             if predictor is None or lifecycle.refusing:
                 raise lifecycle.unavailable()
-            if request.connection is not None and request.connection.backoff.was_held:
-                raise Unavailable("queue full, and back too early", "queue_full")
             # Here, because reading what will be refused is work.
             predictor.batcher.admission.admit()
             request.predictor = predictor
@@ -110,38 +108,14 @@ class InferenceMiddleware:
         # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
         except Exception as error:
             request.error = type(error).__name__
-            self.log.error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
+            logger().error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
             return Response(500, INTERNAL_ERROR)
 
     def _record(self, request: InferenceRequest) -> None:
         seconds = time.monotonic() - request.started
         # No status: the server was told to stop at once.
         status = request.status or Unavailable.status
-        self.metrics.answered[request.route, status].inc()
-        self.metrics.durations[request.route].observe(seconds)
-        # A request refused before its body was read says nothing of sizes.
-        if request.body_bytes:
-            self.metrics.request_bytes.observe(request.body_bytes)
-        # In overload they are thousands a second, and cost what answers need.
-        if status == Unavailable.status and not self.refusals.lets():
-            return
-        usage, predictor = request.usage, self.lifecycle.predictor
-        manifest = predictor.model.artifact.manifest if predictor is not None else None
-        self.log.info(
-            "request",
-            request_id=request.id,
-            route=request.route,
-            status=status,
-            error=request.error,
-            duration_ms=round(seconds * 1000, 3),
-            body_bytes=request.body_bytes,
-            rows=usage.rows,
-            tokens=usage.tokens,
-            queue_ms=round(usage.queue_seconds * 1000, 3),
-            inference_ms=round(usage.inference_seconds * 1000, 3),
-            model=manifest.name if manifest else None,
-            model_version=manifest.version if manifest else None,
-        )
+        self.log.record(request.id, request.route, status, request.error, seconds, request.body_bytes, request.usage)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         """`send` with the headers that every response carries."""

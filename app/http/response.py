@@ -19,6 +19,7 @@ class Response:
     body: bytes
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     content_type: bytes = b"application/json"
+    retry_after_seconds: int | None = None
 
 
 def json_response(content: Any, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
@@ -39,4 +40,5 @@ def error_response(error: RequestError | HTTPException) -> Response:
         headers.append((b"www-authenticate", error.challenge.encode()))
     if error.close:
         headers.append((b"connection", b"close"))
-    return Response(error.status, _ENCODER.encode({"error": str(error)}), headers)
+    body = _ENCODER.encode({"error": str(error)})
+    return Response(error.status, body, headers, retry_after_seconds=error.retry_after_seconds)

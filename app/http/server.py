@@ -9,6 +9,7 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import ConfigError
 from app.http.connection.limits import ConnectionLimits
@@ -66,7 +67,10 @@ class Server(uvicorn.Server):
         # Container runtimes leave 1,024 files, and a larger number to who asks.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        limits = ConnectionLimits(settings.max_connections, metrics.shed, lifecycle.full)
+        limits = ConnectionLimits(settings.max_connections, metrics.shed)
+        # Middleware that a user added has its say in every answer.
+        if isinstance(app, FastAPI) and len(app.user_middleware) == 1:
+            limits.refusal = app.state.refusals.at_the_door
         metrics.connections.set_function(lambda: limits.open)
         super().__init__(uvicorn_config(app, limits))
         self._lifecycle = lifecycle

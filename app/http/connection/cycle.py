@@ -1,5 +1,6 @@
 """One request and its response on a connection: uvicorn's, with fewer writes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -25,18 +26,19 @@ class OneWriteCycle(RequestResponseCycle):
             if self.flow.write_paused and not self.disconnected:
                 await self.flow.drain()
             if not self.disconnected:
-                self._write_whole(message.get("body", b""))
+                self.write(self._start["status"], self._start.get("headers", ()), message.get("body", b""))
 
-    def _write_whole(self, body: bytes) -> None:
-        lines, length = [STATUS_LINE[self._start["status"]]], None
-        for given, value in (*self.default_headers, *self._start.get("headers", ())):
+    def write(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """The whole response at once. Raises RuntimeError for headers that cannot be sent."""
+        lines, length = [STATUS_LINE[status]], None
+        for given, value in (*self.default_headers, *headers):
             name = given.lower()
             if name == b"connection":  # it only ever says "close"
                 self.keep_alive = False
             elif name != b"transfer-encoding":  # the body is whole
                 length = int(value) if name == b"content-length" else length
                 lines.append(b"%b: %b\r\n" % (name, value))
-        if length is None and self._start["status"] not in (204, 304):
+        if length is None and status not in (204, 304):
             lines.append(b"content-length: %d\r\n" % len(body))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")

@@ -22,6 +22,10 @@ BEAT_SECONDS = 0.02
 BEATS = 2
 
 
+# From an ASGI scope.
+Refusal = Callable[[Any], Any]
+
+
 class LimitedConnection(Protocol):
     """What is limited."""
 
@@ -32,10 +36,11 @@ class ConnectionLimits:
     """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
     `watch`."""
 
-    def __init__(self, max_connections: int, shed: Any, full: Callable[[], bool] = lambda: False) -> None:
-        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`).
-        full: whether an inference request would be refused now."""
-        self.full = full
+    refusal: Refusal = staticmethod(lambda scope: None)
+    """The answer to a request that need not be asked of the application, since it would only be refused; or None."""
+
+    def __init__(self, max_connections: int, shed: Any) -> None:
+        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`)."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(max_connections, int(files * (1 - RESERVED_FILES_RATIO))))
         self._shed = shed

@@ -175,8 +175,15 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by uvicorn for each request when its turn has come."""
         self._running = cycle
         cycle.__class__ = OneWriteCycle  # uvicorn has no place to name another class
-        if not self.backoff.hold(self.loop, self._limits.full, partial(super()._start_asgi_task, cycle, app)):
+        answer = None if self.flow.write_paused else self._limits.refusal(cycle.scope)
+        if answer is None:
             super()._start_asgi_task(cycle, app)
+        elif not self.backoff.hold(self.loop, partial(self._answer, cycle, answer)):
+            self._answer(cycle, answer)
+
+    def _answer(self, cycle: Any, answer: Any) -> None:
+        cycle.write(answer.status, answer.headers, answer.body)
+        self.backoff.answered(answer.retry_after_seconds)
 
     def _should_upgrade(self) -> bool:
         """Asked by uvicorn where the parser stops behind a head. A tunnel is refused like any other method."""

@@ -34,9 +34,6 @@ class Backoff:
     refusal is held back, longer each time. Of one connection; `slot` belongs to `Deadlines`."""
 
     slot = 0
-    was_held = False
-    """Whether the request being answered is one that was held back: then it is refused, whatever room there is by now.
-    Let in so late, it would be answered late."""
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
@@ -51,18 +48,17 @@ class Backoff:
 
     def answered(self, retry_after_seconds: float | None) -> None:
         """The client got what it asked for (None), or is told to come back after so long."""
-        now, self.was_held = time.monotonic(), False
+        now = time.monotonic()
         if retry_after_seconds is None:
             self._times = 0
         else:
             self._times = self._times + 1 if now < self._come_back else 1
             self._come_back = now + retry_after_seconds
 
-    def hold(self, loop: asyncio.AbstractEventLoop, full: Callable[[], bool], then: Callable[[], object]) -> bool:
-        """Calls `then` after a while, if the client has come back too early and `full` says that it would be refused;
-        False if not."""
+    def hold(self, loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> bool:
+        """Calls `then`, which refuses, after a while if the client has come back too early; False if it has not."""
         now = time.monotonic()
-        if not self._times or now >= self._come_back or not full():
+        if not self._times or now >= self._come_back:
             return False
         self._then = then
         self._deadlines.add(loop, self, now + min(MAX_SECONDS, FIRST_SECONDS * 2.0 ** (self._times - 1)))
@@ -70,7 +66,7 @@ class Backoff:
 
     def expire(self) -> None:
         """That while is over."""
-        then, self._then, self.was_held = self._then, None, True
+        then, self._then = self._then, None
         if then is not None:
             then()
 

@@ -28,6 +28,7 @@ from app.http.connection import timers as timers_module
 from app.http.connection.limits import ConnectionLimits
 from app.http.connection.protocol import HttpProtocol
 from app.http.request import CONNECTION
+from app.http.response import Response
 from app.http.server import listen, uvicorn_config
 from tests.process import ROOT
 
@@ -74,11 +75,13 @@ class Shed:
 
 @asynccontextmanager
 async def listening(
-    app=answer, max_connections: int = 1000, full: Callable[[], bool] = lambda: False
+    app=answer, max_connections: int = 1000, refusal: Callable[[Any], Response | None] = lambda scope: None
 ) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
     """The address of a server of this protocol, and what it shed."""
     sock, shed = listen("127.0.0.1", 0), Shed()
-    config = uvicorn_config(app, ConnectionLimits(max_connections, shed, full))
+    shared = ConnectionLimits(max_connections, shed)
+    shared.refusal = refusal
+    config = uvicorn_config(app, shared)
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
@@ -594,49 +597,70 @@ async def test_what_all_clients_leave_unread_has_a_bound(monkeypatch: pytest.Mon
         assert len(await opened[-1][0].readexactly(size)) == size
 
 
-async def refusing(scope, receive, send) -> None:
-    """ASGI: 503 to everything, and come back in a minute."""
-    SEEN.append(scope["extensions"][CONNECTION])
-    SEEN[-1].backoff.answered(60)
-    await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+FULL = Response(503, b"full", [(b"retry-after", b"60")], retry_after_seconds=60)
 
 
-SEEN: list[HttpProtocol] = []
+async def test_a_request_that_would_only_be_refused_is_not_asked_of_the_application() -> None:
+    asked = []
 
+    async def noting(scope, receive, send) -> None:
+        asked.append(scope["path"])
+        await answer(scope, receive, send)
 
-@pytest.fixture(autouse=True)
-def unseen() -> None:
-    SEEN.clear()
+    def refusal(scope) -> Response | None:
+        return FULL if scope["path"] == "/full" else None
+
+    async with listening(noting, refusal=refusal) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        for path, status in (("/full", b"503"), ("/", b"204"), ("/full", b"503")):
+            writer.write(get(path))
+            assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == status
+            if status == b"503":
+                assert await reader.readexactly(4) == b"full"
+        writer.write(get("/full", "host: x\r\nconnection: close\r\n"))
+        assert b"connection: close" in await reader.read()
+        writer.close()
+    assert asked == ["/"]
 
 
 async def test_a_refusal_to_who_comes_back_too_early_is_held_back_and_then_sent() -> None:
-    async with listening(refusing, full=lambda: True) as (address, _):
+    seen: list[HttpProtocol] = []
+
+    def refusal(scope) -> Response:
+        seen.append(scope["extensions"][CONNECTION])
+        return FULL
+
+    async with listening(refusal=refusal) as (address, _):
         reader, writer = await asyncio.open_connection(*address)
         for asked in range(1, 4):
-            writer.write(get("/"))
+            writer.write(get("/") * 2 if asked == 3 else get("/"))
             if asked > 1:
-                await turns_until(lambda: SEEN[0].backoff.holding)
-                assert len(SEEN) == asked - 1
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503")
-            assert len(SEEN) == asked
+                await turns_until(lambda: seen[0].backoff.holding)
+            assert (await reader.readuntil(b"full")).startswith(b"HTTP/1.1 503")
+        assert (await reader.readuntil(b"full")).startswith(b"HTTP/1.1 503")
         writer.close()
+    assert len(seen) == 4
 
 
 async def test_one_that_leaves_while_its_refusal_is_held_back_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers_module, "FIRST_SECONDS", 3600)
     monkeypatch.setattr(timers_module, "MAX_SECONDS", 3600)
-    async with listening(refusing, full=lambda: True) as (address, _):
+    seen: list[HttpProtocol] = []
+
+    def refusal(scope) -> Response:
+        seen.append(scope["extensions"][CONNECTION])
+        return FULL
+
+    async with listening(refusal=refusal) as (address, _):
         reader, writer = await asyncio.open_connection(*address)
         writer.write(get("/"))
-        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"full")
         writer.write(get("/"))
-        await turns_until(lambda: SEEN[0].backoff.holding)
-        shared = SEEN[0]._limits
+        await turns_until(lambda: seen[0].backoff.holding)
+        shared = seen[0]._limits
         leave(writer)
         await turns_until(lambda: shared.open == 0)
         assert shared.deadlines._slots == {}
-    assert len(SEEN) == 1
 
 
 # --- what is uvicorn's own affair -------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     return clock
 
 
-def asks(backoff: Backoff, *, full: bool = True) -> bool:
-    """Whether a request is held."""
-    return backoff.hold(None, lambda: full, lambda: None)  # type: ignore[arg-type]
+def asks(backoff: Backoff) -> bool:
+    """Whether its refusal is held back."""
+    return backoff.hold(None, lambda: None)  # type: ignore[arg-type]
 
 
 def test_who_comes_back_too_early_waits_twice_as_long_each_time_up_to_a_bound(clock: Clock) -> None:
@@ -54,12 +54,6 @@ def test_who_waits_as_it_was_told_is_not_held(clock: Clock) -> None:
         assert not asks(backoff)
 
 
-def test_who_would_not_be_refused_is_not_held(clock: Clock) -> None:
-    backoff = Backoff(clock)  # type: ignore[arg-type]
-    backoff.answered(1)
-    assert not asks(backoff, full=False)
-
-
 def test_who_gets_an_answer_begins_anew(clock: Clock) -> None:
     backoff = Backoff(clock)  # type: ignore[arg-type]
     for _ in range(5):
@@ -75,22 +69,19 @@ def test_what_was_held_goes_on_once(clock: Clock) -> None:
     gone_on: list[int] = []
     backoff = Backoff(clock)  # type: ignore[arg-type]
     backoff.answered(1)
-    backoff.hold(None, lambda: True, lambda: gone_on.append(1))  # type: ignore[arg-type]
+    backoff.hold(None, lambda: gone_on.append(1))  # type: ignore[arg-type]
     assert backoff.holding
     backoff.expire()
     backoff.expire()
     assert gone_on == [1]
     assert not backoff.holding
-    assert backoff.was_held
-    backoff.answered(1)
-    assert not backoff.was_held
 
 
 def test_what_was_held_of_a_connection_that_is_gone_does_not_go_on(clock: Clock) -> None:
     gone_on: list[int] = []
     backoff = Backoff(clock)  # type: ignore[arg-type]
     backoff.answered(1)
-    backoff.hold(None, lambda: True, lambda: gone_on.append(1))  # type: ignore[arg-type]
+    backoff.hold(None, lambda: gone_on.append(1))  # type: ignore[arg-type]
     backoff.end()
     backoff.expire()
     assert gone_on == []

@@ -1,0 +1,43 @@
+"""Refusals at the door: what admission would refuse is answered on its connection, at a third of what the way through
+the application costs. The rest of a refusal, and all of them under another server, is the middleware's.
+"""
+
+from typing import Any
+
+from app.errors import Unavailable
+from app.http.request import request_id_of
+from app.http.request_log import RequestLog
+from app.http.response import Response, error_response
+from app.http.routes import HOOKS, find_inference_route
+from app.lifecycle import Lifecycle
+from app.predictor import Usage
+from app.telemetry.metrics import Metrics
+
+
+class Refusals:
+    """Of one application."""
+
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog) -> None:
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._log = log
+
+    def at_the_door(self, scope: Any) -> Response | None:
+        """The answer to an inference request that would be refused now; None for any other request. With hooks, whoever
+        may not ask is told so first."""
+        predictor = self._lifecycle.predictor
+        if predictor is None or HOOKS or self._lifecycle.draining:
+            return None
+        refusal = predictor.batcher.admission.refusal()
+        found = find_inference_route(scope["path"]) if refusal is not None else None
+        if refusal is None or found is None or found[0].method != scope["method"]:
+            return None
+        return self._answer(refusal, found[0].label, scope)
+
+    def _answer(self, refusal: Unavailable, route: str, scope: Any) -> Response:
+        request_id = request_id_of(dict(scope["headers"]))
+        self._metrics.rejections[refusal.reason].inc()
+        self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, Usage())
+        response = error_response(refusal)
+        response.headers += [(b"content-type", response.content_type), (b"x-request-id", request_id.encode())]
+        return response
