@@ -14,6 +14,8 @@ from app.errors import TooManyRows, Unavailable
 BEAT_SECONDS = 0.01
 # Share of a new measurement: one hiccup, even a long one, is not overload.
 LAG_WEIGHT = 0.1
+# Of the longest wait, for who comes back too early.
+EARLY_RATIO = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,15 @@ class AdmissionPolicy:
         self._state = state
         self._lag = lag
 
-    def refusal(self) -> Unavailable | None:
-        """Why a request that comes now would have to wait too long, whatever is in it; or None."""
+    def refusal(self, *, early: bool = False) -> Unavailable | None:
+        """Why a request that comes now would have to wait too long, whatever is in it; or None. early: whether its
+        client was told to come back later, and takes no room that others are on their way to."""
         state = self._state()
         # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
         if not state.rows:
             return None
         limits, wait = self._limits, state.wait_seconds()
-        if state.rows >= limits.queue_rows or wait > limits.max_wait_seconds:
+        if state.rows >= limits.queue_rows or wait > limits.max_wait_seconds * (EARLY_RATIO if early else 1.0):
             return Unavailable("queue full", "queue_full", wait)
         wait += self._lag.seconds
         if wait > limits.max_wait_seconds:

@@ -22,13 +22,13 @@ class Refusals:
         self._metrics = metrics
         self._log = log
 
-    def at_the_door(self, scope: Any) -> Response | None:
+    def at_the_door(self, scope: Any, early: bool) -> Response | None:
         """The answer to an inference request that would be refused now; None for any other request. With hooks, whoever
-        may not ask is told so first."""
+        may not ask is told so first. early: whether its client was told to come back later."""
         predictor = self._lifecycle.predictor
         if predictor is None or HOOKS or self._lifecycle.draining:
             return None
-        refusal = predictor.batcher.admission.refusal()
+        refusal = predictor.batcher.admission.refusal(early=early)
         found = find_inference_route(scope["path"]) if refusal is not None else None
         if refusal is None or found is None or found[0].method != scope["method"]:
             return None

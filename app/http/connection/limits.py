@@ -22,8 +22,7 @@ BEAT_SECONDS = 0.02
 BEATS = 2
 
 
-# From an ASGI scope.
-Refusal = Callable[[Any], Any]
+Refusal = Callable[[Any, bool], Any]
 
 
 class LimitedConnection(Protocol):
@@ -36,8 +35,9 @@ class ConnectionLimits:
     """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
     `watch`."""
 
-    refusal: Refusal = staticmethod(lambda scope: None)
-    """The answer to a request that need not be asked of the application, since it would only be refused; or None."""
+    refusal: Refusal = staticmethod(lambda scope, early: None)
+    """The answer to a request that need not be asked of the application, since it would only be refused; or None.
+    From its ASGI scope, and whether its client comes back earlier than it was told to."""
 
     def __init__(self, max_connections: int, shed: Any) -> None:
         """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`)."""

@@ -175,7 +175,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by uvicorn for each request when its turn has come."""
         self._running = cycle
         cycle.__class__ = OneWriteCycle  # uvicorn has no place to name another class
-        answer = None if self.flow.write_paused else self._limits.refusal(cycle.scope)
+        answer = None if self.flow.write_paused else self._limits.refusal(cycle.scope, self.backoff.early)
         if answer is None:
             super()._start_asgi_task(cycle, app)
         elif not self.backoff.hold(self.loop, partial(self._answer, cycle, answer)):

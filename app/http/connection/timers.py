@@ -46,6 +46,11 @@ class Backoff:
         """Whether a refusal is held back."""
         return self._then is not None
 
+    @property
+    def early(self) -> bool:
+        """Whether a request that comes now comes earlier than the client was told to."""
+        return self._times > 0 and time.monotonic() < self._come_back
+
     def answered(self, retry_after_seconds: float | None) -> None:
         """The client got what it asked for (None), or is told to come back after so long."""
         now = time.monotonic()
@@ -57,11 +62,10 @@ class Backoff:
 
     def hold(self, loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> bool:
         """Calls `then`, which refuses, after a while if the client has come back too early; False if it has not."""
-        now = time.monotonic()
-        if not self._times or now >= self._come_back:
+        if not self.early:
             return False
         self._then = then
-        self._deadlines.add(loop, self, now + min(MAX_SECONDS, FIRST_SECONDS * 2.0 ** (self._times - 1)))
+        self._deadlines.add(loop, self, time.monotonic() + min(MAX_SECONDS, FIRST_SECONDS * 2.0 ** (self._times - 1)))
         return True
 
     def expire(self) -> None:

@@ -75,7 +75,7 @@ class Shed:
 
 @asynccontextmanager
 async def listening(
-    app=answer, max_connections: int = 1000, refusal: Callable[[Any], Response | None] = lambda scope: None
+    app=answer, max_connections: int = 1000, refusal: Callable[[Any, bool], Response | None] = lambda scope, early: None
 ) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
     """The address of a server of this protocol, and what it shed."""
     sock, shed = listen("127.0.0.1", 0), Shed()
@@ -607,7 +607,7 @@ async def test_a_request_that_would_only_be_refused_is_not_asked_of_the_applicat
         asked.append(scope["path"])
         await answer(scope, receive, send)
 
-    def refusal(scope) -> Response | None:
+    def refusal(scope, early) -> Response | None:
         return FULL if scope["path"] == "/full" else None
 
     async with listening(noting, refusal=refusal) as (address, _):
@@ -626,7 +626,7 @@ async def test_a_request_that_would_only_be_refused_is_not_asked_of_the_applicat
 async def test_a_refusal_to_who_comes_back_too_early_is_held_back_and_then_sent() -> None:
     seen: list[HttpProtocol] = []
 
-    def refusal(scope) -> Response:
+    def refusal(scope, early) -> Response:
         seen.append(scope["extensions"][CONNECTION])
         return FULL
 
@@ -647,7 +647,7 @@ async def test_one_that_leaves_while_its_refusal_is_held_back_leaves_nothing(mon
     monkeypatch.setattr(timers_module, "MAX_SECONDS", 3600)
     seen: list[HttpProtocol] = []
 
-    def refusal(scope) -> Response:
+    def refusal(scope, early) -> Response:
         seen.append(scope["extensions"][CONNECTION])
         return FULL
 
