@@ -141,6 +141,13 @@ def test_an_estimated_wait_over_the_bound_refuses() -> None:
     assert refusal(Door(rows=1, tokens=6).policy().admit) == ("queue_full", 6)
 
 
+def test_who_comes_back_too_early_needs_more_room() -> None:
+    for tokens, refused in ((4, (False, False)), (5, (False, True)), (6, (True, True))):
+        policy = Door(rows=1, tokens=tokens).policy()
+        assert (policy.refusal() is not None, policy.refusal(early=True) is not None) == refused, tokens
+    assert Door(tokens=10**9).policy().refusal(early=True) is None
+
+
 def test_the_loops_lag_counts_on_top_of_the_queues_wait() -> None:
     Door(rows=1, tokens=3, late=2.0).policy().admit()
     assert refusal(Door(rows=1, tokens=3, late=2.5).policy().admit) == ("queue_full", 6)

@@ -91,7 +91,8 @@ class Served:
     """An application, serving `model` if there is one."""
 
     def __init__(self, model: Model | None = None, limits: Limits = LIMITS, **settings: Any) -> None:
-        self.app = create_app(Settings(provider="cpu", **settings))
+        self.settings = Settings(provider="cpu", **settings)
+        self.app = create_app(self.settings)
         self.lifecycle = self.app.state.lifecycle
         self._model, self._limits = model, limits
 
