@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak fuzz bench load profile lint format rename lock artifact-cuda image-cpu image-gpu image-fetch \
-	release image-tools image-test clean
+.PHONY: help run test check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
+	image-gpu image-fetch release image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ load: $(VENV)/dev ## what the replica on :8000 carries, the autoscaling target t
 
 profile: $(VENV)/dev ## where the CPU time of one request goes
 	$(BIN)/python -m loadtest.benchmark.budget
+
+# In an environment that has the gpu extra, which conflicts with what the others install.
+gpu-check: ## what a GPU gives this server, in 8 minutes, with PYTHON as it is (ARGS="--artifact DIR")
+	$(PYTHON) -m loadtest.benchmark.gpu_check $(ARGS)
 
 artifact-cuda: $(VENV)/dev ## derive the fp16 artifact for CUDA from the committed weights
 	$(BIN)/python -m model.training.export --artifact model/sentiment --precision fp16 --out artifacts/sentiment-cuda

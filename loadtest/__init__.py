@@ -1,1 +1,1 @@
-"""Load generation and measurement. Talks to servers over HTTP; the only import from `app` is for the ceiling."""
+"""Load generation and measurement. Talks to servers over HTTP; only `benchmark` runs the model itself."""

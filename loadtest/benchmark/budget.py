@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from loadtest.benchmark.load import closed
 from loadtest.benchmark.server import SERVED, service, serving, text_artifact
 from loadtest.texts import sentences
@@ -64,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = sentences(4096, seed=1)
     with tempfile.TemporaryDirectory() as folder, serving(service(args.artifact)) as running:
-        raw, process = Path(folder) / "raw", running.process
+        raw, process = Path(folder) / "raw", psutil.Process(running.pid)
         closed(running, texts, args.connections, args.seconds / 4)
         py_spy = [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(process.pid), "--format", "raw"]
         options = ["--output", str(raw), "--rate", str(RATE_HZ), "--duration", str(args.seconds)]

@@ -7,13 +7,16 @@ import argparse
 import json
 import threading
 import time
+from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from app.runtime.loading import load_model
 from app.runtime.session import Model
-from app.settings import cpu_quota
 from loadtest.benchmark.server import text_artifact
 from loadtest.texts import sentences
 
@@ -22,10 +25,13 @@ BATCHES = (4, 8, 16)
 WINDOW = 256
 
 
-def run(model: Model, texts: list[str], batch: int, seconds: float, *, tokenise: bool) -> dict[str, float]:
-    """Sentences per second and CPU milliseconds per sentence, each runner sorting a window of texts at a time."""
+def run(
+    model: Model, requests: Sequence[Any], batch: int, seconds: float, *, runners: int, tokenise: bool
+) -> dict[str, float]:
+    """Rows per second and CPU milliseconds per row, each runner sorting a window of requests at a time. requests: of
+    one row each, such as `["a text"]`."""
     task = model.task
-    ready = [unit.payload for unit in task.encode(texts)]
+    ready = [task.encode(request)[0] for request in requests]
     counts = []
     stop = time.monotonic() + seconds
 
@@ -33,19 +39,20 @@ def run(model: Model, texts: list[str], batch: int, seconds: float, *, tokenise:
         done = 0
         position = offset
         while time.monotonic() < stop:
-            chosen = [(position + i) % len(texts) for i in range(WINDOW)]
+            chosen = [(position + i) % len(requests) for i in range(WINDOW)]
             position += WINDOW
-            rows = [task.encode([texts[i]])[0].payload for i in chosen] if tokenise else [ready[i] for i in chosen]
-            rows.sort(key=len)
+            units = [task.encode(requests[i])[0] if tokenise else ready[i] for i in chosen]
+            units.sort(key=attrgetter("length"))
             for start in range(0, WINDOW, batch):
-                model.run(rows[start : start + batch])
-                done += len(rows[start : start + batch])
+                payloads = [unit.payload for unit in units[start : start + batch]]
+                model.run(payloads)
+                done += len(payloads)
                 if time.monotonic() >= stop:
                     break
         counts.append(done)
 
     cpu, started = time.process_time(), time.monotonic()
-    threads = [threading.Thread(target=runner, args=(i * len(texts) // 7,)) for i in range(cpu_quota())]
+    threads = [threading.Thread(target=runner, args=(i * len(requests) // 7,)) for i in range(runners)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -58,20 +65,21 @@ def measure(folder: Path, seconds: float = SECONDS) -> dict[str, object]:
     """The best batch size's figures with and without tokenisation, and what single rows take: their
     percentiles 0.5, 1.5, … 99.5 in milliseconds."""
     model = load_model(folder)
-    texts = sentences(2048)
-    run(model, texts, 8, 0.5, tokenise=True)
-    bare = {batch: run(model, texts, batch, seconds, tokenise=False) for batch in BATCHES}
+    requests = [[text] for text in sentences(2048)]
+    measured = partial(run, model, requests, runners=model.runners)
+    measured(8, 0.5, tokenise=True)
+    bare = {batch: measured(batch, seconds, tokenise=False) for batch in BATCHES}
     best = max(bare, key=lambda batch: bare[batch]["per_second"])
     task = model.task
     singles = []
-    for text in texts[:400]:
+    for request in requests[:400]:
         started = time.perf_counter()
-        model.run([task.encode([text])[0].payload])
+        model.run([task.encode(request)[0].payload])
         singles.append((time.perf_counter() - started) * 1e3)
     return {
         "batch_rows": best,
         "without_tokenising": bare[best],
-        "with_tokenising": run(model, texts, best, seconds, tokenise=True),
+        "with_tokenising": measured(best, seconds, tokenise=True),
         "single_ms": np.percentile(singles, np.arange(0.5, 100)).round(3).tolist(),
     }
 

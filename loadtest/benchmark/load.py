@@ -5,6 +5,7 @@ and client spent on each answer.
 import asyncio
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import uvloop
 from loadtest.benchmark.server import Running
 from loadtest.client import MAX_CONNECTIONS, Client
 from loadtest.connection import Answers, Target
+from loadtest.payloads import Payload
 from loadtest.shapes import shape
 
 # A closed loop's first part, not counted.
@@ -36,12 +38,12 @@ class Spent:
         return Spent(time.perf_counter(), running.cpu_seconds(), time.process_time())
 
 
-def closed(running: Running, texts: list[str], connections: int, seconds: float) -> dict[str, float]:
-    """`connections` clients that each send their next request when the last is answered."""
+def closed(running: Running, inputs: Sequence[str | Payload], connections: int, seconds: float) -> dict[str, float]:
+    """`connections` clients that each send their next request when the last is answered; a text goes to /predict."""
 
     async def load() -> dict[str, float]:
         # The next at once, even if refused: the server must bear that.
-        client = _client(running, texts, back_off_seconds=0.0)
+        client = _client(running, inputs, back_off_seconds=0.0)
         client.hold(connections)
         await asyncio.sleep(seconds * WARM_UP_SHARE)
         before, answers = Spent.now(running), Answers()
@@ -113,6 +115,9 @@ def allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 16384)), hard))
 
 
-def _client(running: Running, texts: list[str], **options: Any) -> Client:
-    target = Target.of(f"{running.url}/predict")
-    return Client(target, [target.post(msgspec.json.encode({"text": text})) for text in texts], **options)
+def _client(running: Running, inputs: Sequence[str | Payload], **options: Any) -> Client:
+    payloads = [
+        Payload("/predict", msgspec.json.encode({"text": each})) if isinstance(each, str) else each for each in inputs
+    ]
+    requests = [Target.of(running.url + each.path).post(each.body, each.headers) for each in payloads]
+    return Client(Target.of(running.url), requests, **options)

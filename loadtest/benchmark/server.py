@@ -12,11 +12,9 @@ import urllib.error
 import urllib.request
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from app.artifact.manifest import read_artifact
 from app.errors import ArtifactError
@@ -28,12 +26,17 @@ SERVED = str(ROOT / Settings.model_fields["model_dir"].default)
 HOST = "127.0.0.1"
 
 
-def text_artifact(folder: str) -> Path:
-    """An option's value: what is measured here is sentences. Raises ArgumentTypeError if the model takes none."""
+def any_artifact(folder: str) -> Path:
+    """An option's value: an artifact's folder. Raises ArgumentTypeError if it is none."""
     try:
-        task = read_artifact(Path(folder)).manifest.task
+        return read_artifact(Path(folder)).folder
     except ArtifactError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def text_artifact(folder: str) -> Path:
+    """An option's value: what is measured here is sentences. Raises ArgumentTypeError if the model takes none."""
+    task = read_artifact(any_artifact(folder)).manifest.task
     if task != "text-classification":
         raise ArgumentTypeError(f"{folder}: expected a text-classification model, found {task}; make load measures any")
     return Path(folder)
@@ -50,9 +53,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Running:
-    """A server process and its workers."""
+    """A server process and its workers, as /proc has them: where a GPU is checked, psutil need not be installed."""
 
-    process: psutil.Process
+    pid: int
     port: int
     ready_seconds: float
 
@@ -60,18 +63,24 @@ class Running:
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
-    @property
-    def processes(self) -> list[psutil.Process]:
-        """The first has the model."""
-        return [self.process, *self.process.children(recursive=True)]
+    def processes(self) -> dict[int, list[str]]:
+        """By their ids, what /proc/PID/stat says of each from its state on. The first has the model."""
+        stats = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it ended
+                stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        found = [self.pid]
+        for pid in found:
+            found += [child for child, stat in stats.items() if int(stat[1]) == pid]
+        return {pid: stats[pid] for pid in found}
 
     def cpu_seconds(self) -> list[float]:
-        """Of each process."""
-        return [float(sum(process.cpu_times()[:2])) for process in self.processes]
+        """Of each process, in user and kernel mode."""
+        return [(int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK") for stat in self.processes().values()]
 
     def peak_bytes(self) -> int:
         """Largest resident size so far, summed over processes."""
-        lines = [line for each in self.processes for line in Path(f"/proc/{each.pid}/status").read_text().splitlines()]
+        lines = [line for pid in self.processes() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
@@ -100,8 +109,8 @@ def _uvicorn(app: str, workers: int, ready_path: str, environment: dict[str, str
 
 
 @contextmanager
-def serving(command: Command) -> Iterator[Running]:
-    """Starts a server, waits until its ready path answers, ends it."""
+def serving(command: Command, end_seconds: float = 30.0) -> Iterator[Running]:
+    """Starts a server, waits until its ready path answers, ends it: for good where that takes longer than it may."""
     port = free_port()
     arguments = [part.replace("{port}", str(port)) for part in command.arguments]
     environment = {name: value.replace("{port}", str(port)) for name, value in command.environment.items()}
@@ -114,10 +123,15 @@ def serving(command: Command) -> Iterator[Running]:
             if process.poll() is not None:
                 raise RuntimeError(f"{arguments} ended with {process.returncode}")
             time.sleep(0.005)
-        yield Running(psutil.Process(process.pid), port, time.perf_counter() - started)
+        yield Running(process.pid, port, time.perf_counter() - started)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(end_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def free_port() -> int:

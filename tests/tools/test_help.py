@@ -19,6 +19,7 @@ COMMANDS = (
     "loadtest.benchmark",
     "loadtest.benchmark.budget",
     "loadtest.benchmark.ceiling",
+    "loadtest.benchmark.gpu_check",
 )
 
 
