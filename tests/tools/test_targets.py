@@ -56,8 +56,8 @@ def test_targets_are_ratios_within_the_run(report):
     through = found["throughput at 64 connections / ceiling with tokenisation"]
     assert (through.value, through.met) == (0.95, True)
     assert found["p50 at 1 connection / (run + tokenise + web floor)"].value == 1.0
-    web = found["web side alone / web floor"]
-    assert (web.value, web.met) == (0.5, False)
+    report["peak_bytes"] = 10**9
+    assert "peak memory, MB" in [target.name for target in targets(report) if not target.met]
     assert "MISSED" in table(report)
 
 
