@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
@@ -16,7 +16,13 @@ from app.telemetry.metrics import Statistics
 
 # Joining results of that many bytes takes milliseconds.
 QUICK_RESULT_BYTES = 1 << 20
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+async def aside(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns; in a thread if it is slow, so that others are answered meanwhile."""
+    return await asyncio.to_thread(work, *args, **kwargs) if slow else work(*args, **kwargs)
 
 
 @dataclass(slots=True)
@@ -70,8 +76,7 @@ class Predictor:
         task, started = self.model.task, started or time.monotonic()
         # Before the work of encoding them.
         self.batcher.admission.require_possible(task.rows(inputs))
-        slow = task.encodes_slowly(inputs)
-        units = await asyncio.to_thread(task.encode, inputs) if slow else task.encode(inputs)
+        units = await aside(task.encodes_slowly(inputs), task.encode, inputs)
         if not truncate and any(unit.truncated for unit in units):
             raise Invalid("an input is longer than the model's window; shorten it, or send `truncate` true")
         usage.rows = sum(unit.rows for unit in units)
@@ -81,7 +86,7 @@ class Predictor:
         try:
             results = await pending.future
             delivered = time.monotonic()
-            return await asyncio.to_thread(answer, units, results) if _are_large(results) else answer(units, results)
+            return await aside(_are_large(results), answer, units, results)
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds
             self._count(pending, usage, started, delivered)

@@ -1,6 +1,7 @@
 """Fixtures shared by modules: packaged artifacts and a running server."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,3 +52,18 @@ def server() -> Iterator[ServerProcess]:
     that no test depends on how busy the machine is."""
     with ServerProcess(max_queue_wait_ms=600_000, request_timeout_ms=600_000) as process:
         yield process.ready()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Runs a command's `main` as its command line does; returns its exit code."""
+
+    def run(main: Callable[[], None], *arguments: object) -> object:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run

@@ -1,6 +1,5 @@
 """/embed and /v1/embeddings: vectors of texts, in the shapes of Text Embeddings Inference and of OpenAI."""
 
-import asyncio
 from base64 import b64encode
 from functools import partial
 from typing import Any, Literal, cast
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from app.errors import BadRequest, Invalid
 from app.http.request import InferenceRequest, decode_json
 from app.http.response import Response, json_response
+from app.predictor import aside
 from app.runtime.tasks.text_embedding import TextEmbedding
 
 Vectors = NDArray[np.float32]
@@ -115,9 +115,7 @@ def require_right(direction: Direction | None) -> None:
 async def _written(rows: Vectors, *, packed: bool) -> list[Any]:
     """Each row as JSON has it; where that is much in a thread, which lets others go on between rows."""
     write = _packed if packed else _as_json
-    if rows.size <= QUICK_NUMBERS:
-        return [write(row) for row in rows]
-    return await asyncio.to_thread(lambda: [write(row) for row in rows])
+    return await aside(rows.size > QUICK_NUMBERS, lambda: [write(row) for row in rows])
 
 
 def _as_json(row: Vectors) -> msgspec.Raw:

@@ -137,10 +137,5 @@ async def _call_hooks(scope: Scope) -> None:
 
 
 async def _send(send: Send, response: Response) -> None:
-    headers = [
-        (b"content-type", response.content_type),
-        (b"content-length", b"%d" % len(response.body)),
-        *response.headers,
-    ]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status, "headers": response.all_headers()})
     await send({"type": "http.response.body", "body": response.body})

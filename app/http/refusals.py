@@ -39,5 +39,5 @@ class Refusals:
         self._metrics.rejections[refusal.reason].inc()
         self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, Usage())
         response = error_response(refusal)
-        response.headers += [(b"content-type", response.content_type), (b"x-request-id", request_id.encode())]
+        response.headers.append((b"x-request-id", request_id.encode()))
         return response

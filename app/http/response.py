@@ -21,6 +21,11 @@ class Response:
     content_type: bytes = b"application/json"
     retry_after_seconds: int | None = None
 
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """`headers`, and those that the body has."""
+        length = b"%d" % len(self.body)
+        return [(b"content-type", self.content_type), (b"content-length", length), *self.headers]
+
 
 def json_response(content: Any, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
     """`content` as JSON: anything that msgspec encodes."""

@@ -7,12 +7,13 @@ import socket
 import sys
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from app.errors import ConfigError
-from app.http.connection.limits import ConnectionLimits
+from app.http.connection.limits import ConnectionLimits, never
 from app.http.connection.protocol import HttpProtocol
 from app.lifecycle import Lifecycle
 from app.settings import Settings
@@ -63,14 +64,14 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain before its shutdown: by itself it would at once cut idle connections, also those that a
     request is on its way to."""
 
-    def __init__(self, app: object, lifecycle: Lifecycle, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: Any, lifecycle: Lifecycle, settings: Settings, metrics: Metrics) -> None:
         # Container runtimes leave 1,024 files, and a larger number to who asks.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        limits = ConnectionLimits(settings.max_connections, metrics.shed)
         # Middleware that a user added has its say in every answer.
-        if isinstance(app, FastAPI) and len(app.user_middleware) == 1:
-            limits.refusal = app.state.refusals.at_the_door
+        plain = isinstance(app, FastAPI) and len(app.user_middleware) == 1
+        refusal = app.state.refusals.at_the_door if plain else never
+        limits = ConnectionLimits(settings.max_connections, metrics.shed, refusal)
         metrics.connections.set_function(lambda: limits.open)
         super().__init__(uvicorn_config(app, limits))
         self._lifecycle = lifecycle

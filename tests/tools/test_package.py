@@ -21,17 +21,12 @@ from tests.unit.runtime.tasks.test_text import word_tokenizer
 
 
 @pytest.fixture
-def package(monkeypatch, tmp_path):
+def package(command, tmp_path):
     """Runs the command for a model, into tmp_path/made/artifact unless told otherwise; returns its exit code."""
 
     def run(model: Path, *arguments: object) -> object:
-        command = ["model.package", model, "--name", "mine", "--version", "3", "--out", tmp_path / "made/artifact"]
-        monkeypatch.setattr(sys, "argv", [*map(str, command), *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
+        out = tmp_path / "made/artifact"
+        return command(main, model, "--name", "mine", "--version", "3", "--out", out, *arguments)
 
     return run
 

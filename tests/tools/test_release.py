@@ -1,7 +1,6 @@
 """`python -m model.release`: what is released is an artifact that passes the gate, and is written in one place."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,9 @@ def env_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def release(monkeypatch, env_file):
+def release(command, env_file):
     """Runs the command; returns its exit code."""
-
-    def run(folder: Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["model.release", str(folder), "--to", str(env_file)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
+    return lambda folder: command(main, folder, "--to", env_file)
 
 
 def test_name_version_and_digest_are_written_and_other_lines_stay(release, env_file):

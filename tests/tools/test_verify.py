@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,9 @@ def good(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def verify(monkeypatch):
+def verify(command):
     """Runs the command with arguments; returns its exit code."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["model.verify", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
+    return partial(command, main)
 
 
 @pytest.mark.parametrize("failure", **named(FAILURES))

@@ -20,9 +20,11 @@ LOG_SECONDS = 10.0
 # A client that has said all it will say tells so at once; one that gives up, later.
 BEAT_SECONDS = 0.02
 BEATS = 2
-
-
 Refusal = Callable[[Any, bool], Any]
+
+
+def never(scope: Any, early: bool) -> None:
+    """The refusal of nothing."""
 
 
 class LimitedConnection(Protocol):
@@ -35,12 +37,13 @@ class ConnectionLimits:
     """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
     `watch`."""
 
-    refusal: Refusal = staticmethod(lambda scope, early: None)
-    """The answer to a request that need not be asked of the application, since it would only be refused; or None.
-    From its ASGI scope, and whether its client comes back earlier than it was told to."""
+    def __init__(self, max_connections: int, shed: Any, refusal: Refusal = never) -> None:
+        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`).
 
-    def __init__(self, max_connections: int, shed: Any) -> None:
-        """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`)."""
+        refusal: the answer to a request that need not be asked of the application, since it would only be refused; or
+        None. From its ASGI scope, and whether its client comes back earlier than it was told to.
+        """
+        self.refusal = refusal
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_connections = max(1, min(max_connections, int(files * (1 - RESERVED_FILES_RATIO))))
         self._shed = shed

@@ -39,7 +39,7 @@ class HttpProtocol(HttpToolsProtocol):
     _waiting_bytes = 0
     _held_bytes = 0
     _beats = 0
-    _refusal: str | None = None
+    _bad_request: str | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
     on_lost: Callable[[], None] | None = None
@@ -81,7 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; ends a connection that sends more than MAX_HEAD_BYTES without a piece of a body among them."""
-        if self._refusal is not None:
+        if self._bad_request is not None:
             return
         self._data = data
         self._bodyless_bytes += len(data)
@@ -117,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _over(self) -> bool:
         """Whether nothing more is taken in."""
-        return self._refusal is not None or self.transport.is_closing()
+        return self._bad_request is not None or self.transport.is_closing()
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
@@ -141,8 +141,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._hold()
         if self._running is None or not self._running.response_complete:  # the next one has begun
             self._beats = self._limits.watch(self.loop)  # until now nothing was read
-        elif self._refusal is not None:
-            self._refuse(self._refusal)
+        elif self._bad_request is not None:
+            self._end_with_400(self._bad_request)
         else:
             self._limits.idle(self)
 
@@ -182,7 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answer(cycle, answer)
 
     def _answer(self, cycle: Any, answer: Any) -> None:
-        cycle.write(answer.status, answer.headers, answer.body)
+        cycle.write(answer.status, answer.all_headers(), answer.body)
         self.backoff.answered(answer.retry_after_seconds)
 
     def _should_upgrade(self) -> bool:
@@ -208,14 +208,14 @@ class HttpProtocol(HttpToolsProtocol):
         """As uvicorn's, in the one shape of every error, and behind the answers to earlier requests."""
         if self._over():
             return
-        self._refusal = msg
+        self._bad_request = msg
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()  # the one that is refused
         running = self._running
         if running is None or running.response_complete or running.more_body:
-            self._refuse(msg)
+            self._end_with_400(msg)
 
-    def _refuse(self, msg: str) -> None:
+    def _end_with_400(self, msg: str) -> None:
         if self.transport.is_closing():
             return
         body = b'{"error":"%s"}' % msg.encode()

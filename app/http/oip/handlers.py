@@ -4,8 +4,7 @@ Field names follow the protocol and Triton's extensions of it, which the public 
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import msgspec
 from fastapi import Request
@@ -20,6 +19,7 @@ from app.http.oip.codec import InferRequest, decode_tensors, split_body
 from app.http.request import InferenceRequest, decode_json
 from app.http.response import Response as InferenceResponse
 from app.lifecycle import Lifecycle
+from app.predictor import aside
 from app.runtime.session import Model
 from app.telemetry.metrics import Statistics
 
@@ -28,8 +28,6 @@ DECODER = msgspec.json.Decoder(InferRequest)
 # Beyond that, reading a body or making an answer may take longer than a thread does to start.
 QUICK_BYTES = 32768
 MAX_INDEX_BYTES, INDEX_SECONDS = 4096, 5
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class IndexRequest(msgspec.Struct):
@@ -46,22 +44,17 @@ async def infer(request: InferenceRequest) -> InferenceResponse:
     predictor, path = request.predictor, request.path_params
     model = predictor.named(path["model_name"], path.get("model_version"))
     body, header = await request.body(), request.header(b"inference-header-content-length")
-    content, tensors = await _aside(len(body), _decode, body, header)
+    content, tensors = await aside(len(body) > QUICK_BYTES, _decode, body, header)
     if 0 < content.parameters.timeout < (request.deadline - request.started) * 1e6:
         request.deadline = request.started + content.parameters.timeout / 1e6
     outputs = await request.unless_client_leaves(predictor.infer(tensors, request.deadline, request.usage))
-    size_bytes = sum(array.nbytes for array in outputs.values())
-    body, header_length = await _aside(size_bytes, _encode, content, model, outputs, request.most_answer_bytes)
+    long = sum(array.nbytes for array in outputs.values()) > QUICK_BYTES
+    body, header_length = await aside(long, _encode, content, model, outputs, request.most_answer_bytes)
     headers = request.model_headers()
     if header_length is None:
         return InferenceResponse(200, body, headers)
     headers.append((b"inference-header-content-length", b"%d" % header_length))
     return InferenceResponse(200, body, headers, b"application/octet-stream")
-
-
-async def _aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` returns; in a thread where it may take long, so that others are answered meanwhile."""
-    return work(*args, **kwargs) if size_bytes <= QUICK_BYTES else await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _decode(body: bytes, header_length: str | None) -> tuple[InferRequest, Tensors]:

@@ -6,6 +6,7 @@ A new task is one file here and one entry of `TASKS`. Knows nothing of queues, H
 from collections.abc import Callable, Hashable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
+from uuid import uuid4
 
 from msgspec import Struct
 
@@ -34,6 +35,11 @@ class Encoded(NamedTuple):
     rows: int = 1
     key: Hashable = None
     truncated: bool = False
+
+
+def run_key(*, shared: bool) -> bytes | None:
+    """A `key` for units that all others may share a run with, or for one that runs alone."""
+    return None if shared else uuid4().bytes
 
 
 class GoldenCase(NamedTuple):

@@ -1,6 +1,7 @@
 """What the gate asks of tasks with text: golden texts, a warm-up, the window. Knows no task's answers."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class TextGate:
         return [self._shortest()], [Encoded(self._filler(longest), longest)] * rows
 
     def _shortest(self) -> Encoded:
-        return min(self._golden_units(), key=lambda unit: unit.length)
+        return min(self._golden_units, key=lambda unit: unit.length)
 
     def _filler(self, length: int) -> Any:
         """A payload of so many tokens. Of real ones: models may tell positions by which tokens are no padding."""
@@ -73,16 +74,17 @@ class TextGate:
 
     def golden_scores(self, infer: Callable[[Tensors], Tensors]) -> list[Array]:
         """The model's first output for each golden text."""
-        return [infer(self.assemble([unit.payload]))[self._output.name] for unit in self._golden_units()]
+        return [infer(self.assemble([unit.payload]))[self._output.name] for unit in self._golden_units]
 
     def golden(self) -> list[GoldenCase]:
         """The manifest's examples, and their outputs. Raises ArtifactError if there are none, or of other outputs."""
         cases = []
-        for index, (unit, example) in enumerate(zip(self._golden_units(), self._examples, strict=True)):
+        for index, (unit, example) in enumerate(zip(self._golden_units, self._examples, strict=True)):
             where = f"golden.examples[{index}]"
             cases.append(GoldenCase(where, [unit], expected_outputs(f"{self._where}: {where}", example, self.outputs)))
         return cases
 
+    @cached_property
     def _golden_units(self) -> list[Encoded]:
         if not self._examples:
             raise ArtifactError(f"{self._where}: `golden.examples`: expected at least one, found none")

@@ -6,16 +6,16 @@ float32 probabilities [labels]. Takes Pillow, which the extra `image` installs.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
 from app.artifact.datatypes import DTYPES, Array, Tensors
 from app.artifact.manifest import MANIFEST, Artifact, TensorSpec
 from app.errors import ArtifactError, BodyTooLarge, Invalid
-from app.runtime.tasks import Encoded, GoldenCase
+from app.runtime.tasks import Encoded, GoldenCase, run_key
 from app.runtime.tasks.scores import LabelScores
 from app.runtime.tasks.tensors import load_arrays
 
@@ -69,7 +69,7 @@ class ImageClassification:
         self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
         self._labels, self._golden_path = LabelScores(artifact), artifact.path(manifest.golden.file)
         self.outputs = self._labels.outputs
-        self.predictions, self.respond = self._labels.predictions, self._labels.respond
+        self.split, self.predictions, self.respond = self._labels.split, self._labels.predictions, self._labels.respond
 
     def read(self, tensors: Tensors) -> list[bytes]:
         """The files of the input `image`, BYTES [rows] as binary data: JSON has no place for them."""
@@ -90,8 +90,7 @@ class ImageClassification:
     def encode(self, inputs: Sequence[bytes]) -> list[Encoded]:
         """One unit per file, in order. Raises Invalid for what is no JPEG or PNG, BodyTooLarge for too many pixels."""
         return [
-            Encoded(self._pixels(index, file), 1, 1, None if self._shared else uuid4().bytes)
-            for index, file in enumerate(inputs)
+            Encoded(self._pixels(index, file), 1, 1, run_key(shared=self._shared)) for index, file in enumerate(inputs)
         ]
 
     def _pixels(self, index: int, file: bytes) -> Array:
@@ -131,13 +130,6 @@ class ImageClassification:
             pixels = pixels.transpose(0, 3, 1, 2)
         return {self._input: np.ascontiguousarray(pixels, self._dtype)}
 
-    def split(self, payloads: Sequence[Any], outputs: Tensors) -> list[Any]:
-        """Probabilities of each row. Raises ValueError unless there is one for each label."""
-        scores, shape = outputs[self._labels.output], (len(payloads), len(self._labels.labels))
-        if scores.shape != shape:
-            raise ValueError(f"model output: expected {shape}, found {scores.shape}")
-        return list(self._labels.probabilities(scores))
-
     def warm_up(self, batch_rows: int, batch_tokens: int) -> tuple[list[Encoded], list[Encoded]]:
         """The first golden image alone, and as often as a run takes it."""
         units = self.golden()[0].units
@@ -153,6 +145,10 @@ class ImageClassification:
 
         Raises ArtifactError if they are not there.
         """
+        return self._golden_cases
+
+    @cached_property
+    def _golden_cases(self) -> list[GoldenCase]:
         arrays, path = load_arrays(self._golden_path), self._golden_path
         expected = arrays.get("output.probabilities", np.zeros((0, 0)))
         files = [arrays.get(f"input.image.{index}") for index in range(len(expected))]

@@ -71,6 +71,13 @@ class LabelScores:
             raise ValueError("model output: expected finite scores")
         return softmax(found) if self._scores == "logits" else sigmoid(found)
 
+    def split(self, payloads: Sequence[Any], outputs: Tensors) -> list[Any]:
+        """Probabilities of each row. Raises ValueError unless there is one for each label, and as `probabilities`."""
+        scores, shape = outputs[self.output], (len(payloads), len(self.labels))
+        if scores.shape != shape:
+            raise ValueError(f"model output: expected {shape}, found {scores.shape}")
+        return list(self.probabilities(scores))
+
     def _are_probabilities(self, scores: Probabilities) -> bool:
         # NaN fails each comparison.
         if not scores.min() >= -OUTSIDE:

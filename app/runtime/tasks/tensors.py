@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from app.artifact.datatypes import DATATYPES, DTYPES, Array, Tensors, decode_strings
 from app.artifact.manifest import MANIFEST, Artifact, TensorSpec
 from app.errors import ArtifactError, Invalid
-from app.runtime.tasks import Encoded, GoldenCase
+from app.runtime.tasks import Encoded, GoldenCase, run_key
 
 # How large a row may be that no manifest bounds: so many times the golden one, or so many elements.
 LARGE_ROW_RATIO = 8
@@ -70,7 +69,7 @@ class TensorTask:
             _check_shape(spec, inputs[spec.name].shape)
         length = self._length(inputs)
         if not self.batched:
-            return [Encoded(inputs, length, 1, key=uuid4().bytes)]
+            return [Encoded(inputs, length, 1, run_key(shared=False))]
         sizes = {array.shape[0] for array in inputs.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise Invalid(f"inputs: expected the same first dimension of at least 1 in all, found {sorted(sizes)}")

@@ -6,7 +6,6 @@ A payload is a list of token ids, unless a task needs more of a text; then its i
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -14,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from app.artifact.datatypes import DTYPES, Array, Tensors, decode_strings
 from app.artifact.manifest import MANIFEST, Artifact, TensorSpec
 from app.errors import ArtifactError, Invalid
-from app.runtime.tasks import Encoded
+from app.runtime.tasks import Encoded, run_key
 from app.runtime.tasks.golden import TextGate
 
 # The tokenizer keeps over a hundred bytes for each token of a text, also of those beyond the window. So it is given
@@ -82,8 +81,7 @@ class TextTask(TextGate):
     def encode(self, inputs: Sequence[Any]) -> list[Encoded]:
         """One unit per text, in order. Raises Invalid for an empty or blank text, naming its place."""
         for index, text in enumerate(inputs):
-            if not text or text.isspace():
-                raise Invalid(f"text {index}: expected at least one character that is not blank")
+            require_not_blank(text, f"text {index}")
         if len(inputs) != 1 or len(inputs[0]) > self._quick_characters:
             return self.encode_all(inputs)
         try:
@@ -91,7 +89,7 @@ class TextTask(TextGate):
         except (UnicodeError, TypeError):
             raise Invalid(NOT_UNICODE) from None
         payload = self.payload(encoding, inputs[0])
-        return [Encoded(payload, len(encoding), 1, self._key(), bool(encoding.overflowing))]
+        return [Encoded(payload, len(encoding), 1, run_key(shared=self._shared), bool(encoding.overflowing))]
 
     def encode_all(self, inputs: Sequence[Any]) -> list[Encoded]:
         """As `encode`, of inputs that are not blank."""
@@ -115,12 +113,10 @@ class TextTask(TextGate):
         units = []
         for text, size, encoding in zip(texts, sizes, encodings, strict=True):
             truncated = bool(encoding.overflowing) or size > cut
-            units.append(Encoded(self.payload(encoding, text), len(encoding), 1, self._key(), truncated))
+            units.append(
+                Encoded(self.payload(encoding, text), len(encoding), 1, run_key(shared=self._shared), truncated)
+            )
         return units
-
-    def _key(self) -> bytes | None:
-        """A run of its own for each row of a model whose rows do not answer the same beside others."""
-        return None if self._shared else uuid4().bytes
 
     def characters(self, text: Any) -> int:
         """How long one of the inputs is."""
@@ -151,6 +147,12 @@ class TextTask(TextGate):
         if found.shape != shape:
             raise ValueError(f"model output: expected {shape}, found {found.shape}")
         return found
+
+
+def require_not_blank(text: str, where: str) -> None:
+    """Raises Invalid for a text without anything in it."""
+    if not text or text.isspace():
+        raise Invalid(f"{where}: expected at least one character that is not blank")
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, dtype: np.dtype[Any]) -> Array:

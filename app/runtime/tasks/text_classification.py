@@ -3,8 +3,7 @@
 A result is float32 probabilities [labels].
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from app.artifact.datatypes import Tensors
 from app.artifact.manifest import Artifact
@@ -21,12 +20,7 @@ class TextClassification(TextTask):
         self._labels = LabelScores(artifact)
         self.outputs = self._labels.outputs
         # Those of the labels as they are.
-        self.predictions, self.respond = self._labels.predictions, self._labels.respond
-
-    def split(self, payloads: Sequence[Any], outputs: Tensors) -> list[Any]:
-        """Probabilities of each row. Raises ValueError unless there is one for each label."""
-        shape = (len(payloads), len(self._labels.labels))
-        return list(self._labels.probabilities(self.scores(outputs, shape)))
+        self.split, self.predictions, self.respond = self._labels.split, self._labels.predictions, self._labels.respond
 
     def check(self, infer: Callable[[Tensors], Tensors]) -> None:
         """As TextTask's, and that golden texts' scores are what the manifest says they are."""

@@ -12,11 +12,11 @@ from tokenizers import Encoding
 
 from app.artifact.datatypes import DTYPES, Tensors
 from app.artifact.manifest import Artifact, GoldenText, TensorSpec
-from app.errors import ArtifactError, Invalid
+from app.errors import ArtifactError
 from app.runtime.tasks import Encoded
 from app.runtime.tasks.golden import repeated
 from app.runtime.tasks.scores import OUTSIDE, sigmoid
-from app.runtime.tasks.text import QUICK_CHARACTERS, TextTask, padded
+from app.runtime.tasks.text import QUICK_CHARACTERS, TextTask, padded, require_not_blank
 
 Pair = tuple[str, str]
 
@@ -44,8 +44,7 @@ class TextPair(TextTask):
         """One unit per pair, in order. Raises Invalid for an empty or blank text, naming its place."""
         for index, pair in enumerate(inputs):
             for name, text in zip(("query", "text"), pair, strict=True):
-                if not text or text.isspace():
-                    raise Invalid(f"{name} {index}: expected at least one character that is not blank")
+                require_not_blank(text, f"{name} {index}")
         return self.encode_all(inputs)
 
     def characters(self, text: Pair) -> int:

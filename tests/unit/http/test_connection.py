@@ -79,9 +79,7 @@ async def listening(
 ) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
     """The address of a server of this protocol, and what it shed."""
     sock, shed = listen("127.0.0.1", 0), Shed()
-    shared = ConnectionLimits(max_connections, shed)
-    shared.refusal = refusal
-    config = uvicorn_config(app, shared)
+    config = uvicorn_config(app, ConnectionLimits(max_connections, shed, refusal))
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
@@ -600,6 +598,17 @@ async def test_what_all_clients_leave_unread_has_a_bound(monkeypatch: pytest.Mon
 FULL = Response(503, b"full", [(b"retry-after", b"60")], retry_after_seconds=60)
 
 
+def refusing() -> tuple[list[HttpProtocol], Callable[[Any, bool], Response]]:
+    """The connections that asked, and what refuses them all."""
+    seen: list[HttpProtocol] = []
+
+    def refusal(scope, early) -> Response:
+        seen.append(scope["extensions"][CONNECTION])
+        return FULL
+
+    return seen, refusal
+
+
 async def test_a_request_that_would_only_be_refused_is_not_asked_of_the_application() -> None:
     asked = []
 
@@ -624,12 +633,7 @@ async def test_a_request_that_would_only_be_refused_is_not_asked_of_the_applicat
 
 
 async def test_a_refusal_to_who_comes_back_too_early_is_held_back_and_then_sent() -> None:
-    seen: list[HttpProtocol] = []
-
-    def refusal(scope, early) -> Response:
-        seen.append(scope["extensions"][CONNECTION])
-        return FULL
-
+    seen, refusal = refusing()
     async with listening(refusal=refusal) as (address, _):
         reader, writer = await asyncio.open_connection(*address)
         for asked in range(1, 4):
@@ -645,12 +649,7 @@ async def test_a_refusal_to_who_comes_back_too_early_is_held_back_and_then_sent(
 async def test_one_that_leaves_while_its_refusal_is_held_back_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers_module, "FIRST_SECONDS", 3600)
     monkeypatch.setattr(timers_module, "MAX_SECONDS", 3600)
-    seen: list[HttpProtocol] = []
-
-    def refusal(scope, early) -> Response:
-        seen.append(scope["extensions"][CONNECTION])
-        return FULL
-
+    seen, refusal = refusing()
     async with listening(refusal=refusal) as (address, _):
         reader, writer = await asyncio.open_connection(*address)
         writer.write(get("/"))

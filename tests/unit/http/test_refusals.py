@@ -43,7 +43,7 @@ async def test_a_request_that_would_be_refused_is_and_is_counted_and_logged(revi
         with capture_logs() as lines:
             answer = served.app.state.refusals.at_the_door(asked(), early=False)
         assert (answer.status, json.loads(answer.body)) == (503, {"error": "queue full"})
-        headers = dict(answer.headers)
+        headers = dict(answer.all_headers())
         assert int(headers[b"retry-after"]) == answer.retry_after_seconds >= 1
         assert (headers[b"content-type"], headers[b"x-request-id"]) == (b"application/json", b"mine")
         assert served.requests(503) == before + 1
