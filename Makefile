@@ -143,9 +143,11 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
+	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
+	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
