@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     max_batch_tokens: AutoOrCount = Field("auto", description="rows x longest row in one run; auto: by provider")
     batch_delay_ms: float = Field(0, ge=0, le=1000, description="how long a free runner waits for a fuller batch")
     max_queue_rows: int = Field(512, ge=1, le=1_000_000, description="rows that may wait; beyond: 503")
-    max_queue_wait_ms: float = Field(175, gt=0, description="estimated wait for a run; beyond: 503")
+    max_queue_wait_ms: float = Field(160, gt=0, description="estimated wait for a run; beyond: 503")
     request_timeout_ms: float = Field(5000, gt=0, le=3_600_000, description="from first byte to answer")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="request body; beyond: 413")
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="beyond: the longest idle is closed")

@@ -76,15 +76,16 @@ class AdmissionPolicy:
         self._state = state
         self._lag = lag
 
-    def refusal(self, *, early: bool = False) -> Unavailable | None:
+    def refusal(self, *, early: bool = False, coming: int = 0) -> Unavailable | None:
         """Why a request that comes now would have to wait too long, whatever is in it; or None. early: whether its
-        client was told to come back later, and takes no room that others are on their way to."""
+        client was told to come back later, and takes no room that others are on their way to. coming: requests that
+        were let in and have not reached the queue yet; each is taken for a row of mean length."""
         state = self._state()
         # With nobody waiting it is always worth a try: only finished runs can correct a wrong estimate.
         if not state.rows:
             return None
-        limits, wait = self._limits, state.wait_seconds()
-        if state.rows >= limits.queue_rows or wait > limits.max_wait_seconds * (EARLY_RATIO if early else 1.0):
+        limits, wait = self._limits, state.wait_seconds(coming * state.tokens // state.rows)
+        if state.rows + coming >= limits.queue_rows or wait > limits.max_wait_seconds * (EARLY_RATIO if early else 1.0):
             return Unavailable("queue full", "queue_full", wait)
         wait += self._lag.seconds
         if wait > limits.max_wait_seconds:

@@ -2,6 +2,7 @@
 the application costs. The rest of a refusal, and all of them under another server, is the middleware's.
 """
 
+import asyncio
 from typing import Any
 
 from app.errors import Unavailable
@@ -21,6 +22,8 @@ class Refusals:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._log = log
+        # Let in during this turn of the event loop, which reads all that has come before anyone is asked again.
+        self._coming = 0
 
     def at_the_door(self, scope: Any, early: bool) -> Response | None:
         """The answer to an inference request that would be refused now; None for any other request. With hooks, whoever
@@ -28,11 +31,19 @@ class Refusals:
         predictor = self._lifecycle.predictor
         if predictor is None or HOOKS or self._lifecycle.draining:
             return None
-        refusal = predictor.batcher.admission.refusal(early=early)
-        found = find_inference_route(scope["path"]) if refusal is not None else None
-        if refusal is None or found is None or found[0].method != scope["method"]:
+        refusal = predictor.batcher.admission.refusal(early=early, coming=self._coming)
+        found = find_inference_route(scope["path"])
+        if found is None or found[0].method != scope["method"]:
             return None
-        return self._answer(refusal, found[0].label, scope)
+        if refusal is not None:
+            return self._answer(refusal, found[0].label, scope)
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._arrived)
+        self._coming += 1
+        return None
+
+    def _arrived(self) -> None:
+        self._coming = 0
 
     def _answer(self, refusal: Unavailable, route: str, scope: Any) -> Response:
         request_id = request_id_of(dict(scope["headers"]))

@@ -131,7 +131,7 @@ def main() -> None:
     """Command line of `python -m tests.tools.policies`."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.policies", description=__doc__)
     parser.add_argument("--texts", type=Path, help="one text a line (default: made up)")
-    parser.add_argument("--wait-ms", type=float, default=175, help="APP_MAX_QUEUE_WAIT_MS (default %(default)s)")
+    parser.add_argument("--wait-ms", type=float, default=160, help="APP_MAX_QUEUE_WAIT_MS (default %(default)s)")
     parser.add_argument("--objective-ms", type=float, default=250, help="of an answer (default %(default)s)")
     parser.add_argument(
         "--speeds", type=float, nargs="+", default=[12_000, 24_000], help="of a runner, tokens a second"

@@ -5,7 +5,7 @@ import pytest
 from loadtest.texts import sentences
 from tests.tools.policies import POLICIES, Outcome, lengths_of, simulate
 
-WAIT_SECONDS, OBJECTIVE_MS = 0.175, 250
+WAIT_SECONDS, OBJECTIVE_MS = 0.16, 250
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,15 @@ def test_who_comes_back_too_early_needs_more_room() -> None:
     assert Door(tokens=10**9).policy().refusal(early=True) is None
 
 
+def test_those_on_their_way_to_the_queue_count_as_if_they_were_in_it() -> None:
+    # Two tokens each, five seconds at most, ten rows at most.
+    for rows, coming, refused in ((2, 0, False), (1, 1, False), (1, 2, True), (0, 99, False)):
+        policy = Door(rows=rows, tokens=2 * rows).policy()
+        assert (policy.refusal(coming=coming) is not None) == refused, (rows, coming)
+    empty = Door(rows=7, tokens=0).policy()
+    assert (empty.refusal(coming=2) is None, empty.refusal(coming=3) is not None) == (True, True)
+
+
 def test_the_loops_lag_counts_on_top_of_the_queues_wait() -> None:
     Door(rows=1, tokens=3, late=2.0).policy().admit()
     assert refusal(Door(rows=1, tokens=3, late=2.5).policy().admit) == ("queue_full", 6)

@@ -68,6 +68,22 @@ async def test_with_room_nobody_is_refused(reviews: Model) -> None:
         assert served.app.state.refusals.at_the_door(asked(), early=True) is None
 
 
+async def test_requests_that_come_at_once_are_let_in_as_far_as_there_is_room(reviews: Model) -> None:
+    async with Served(stuck := held(reviews)) as served:
+        door = served.app.state.refusals.at_the_door
+        clients = [asyncio.create_task(served(Client(b'{"text": "a heron"}')))]
+        await until(lambda: stuck.entered)
+        texts = json.dumps({"texts": ["a heron"] * (LIMITS.queue_rows - 2)}).encode()
+        clients.append(asyncio.create_task(served(Client(texts), "/predict/batch")))
+        await until(lambda: served.lifecycle.predictor.batcher.state().rows)
+        assert [door(asked(), early=False) is None for _ in range(3)] == [True, True, False]
+        await asyncio.sleep(0)
+        # The first is no inference and takes no room.
+        assert [door(asked(path), early=False) is None for path in ("/live", "/predict", "/predict")] == [True] * 3
+        stuck.opened.set()
+        await asyncio.wait(clients)
+
+
 async def test_where_hooks_are_asked_first_nothing_is_refused_before_them(
     reviews: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
