@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
+.PHONY: help run test test-ray check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
 	image-gpu image-fetch release image-tools image-test clean
 
 help: ## list the targets
@@ -26,6 +26,12 @@ $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 	$(PIP) install --require-hashes -r docker/requirements-fuzz.txt
 	@touch $@
 
+# Ray is large and wants versions of its own, so it is beside everything else.
+.venv-ray/ready: docker/requirements-ray.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	@touch $@
+
 run: $(VENV)/cpu ## serve the bundled model on :8000
 	$(BIN)/python -m app
 
@@ -35,12 +41,16 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/dev ## install what the tests need, then run the whole suite
 	$(PYTEST) $(ARGS)
 
+test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes, in an environment of its own
+	.venv-ray/bin/python -m pytest tests/ray $(ARGS)
+
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients: memory and /live stay flat
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
+	$(BIN)/python -m pytest tests/server/test_scoring.py -k killed --scoring-kills 50 $(ARGS)
 
 # For all targets of tests/fuzz together.
 FUZZ_SECONDS ?= 60
@@ -148,7 +158,8 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

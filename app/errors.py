@@ -4,7 +4,9 @@
     ├── StartupError                 the process ends
     │   ├── ConfigError                  exit 2
     │   ├── ArtifactError                exit 3
-    │   └── ProviderError                exit 4
+    │   ├── ProviderError                exit 4
+    │   ├── StorageError                 exit 5  not fetched or not stored; it may pass
+    │   └── TooManyBadRows               exit 6  of a data set; trying again does not help
     └── RequestError                 one request ends
         ├── BadRequest                   400  not parseable
         ├── Unauthorized                 401  a hook does not know who asks
@@ -56,6 +58,14 @@ class ArtifactError(StartupError):
 
 class ProviderError(StartupError):
     exit_code = 4
+
+
+class StorageError(StartupError):
+    exit_code = 5
+
+
+class TooManyBadRows(StartupError):
+    exit_code = 6
 
 
 class RequestError(ServiceError):

@@ -16,6 +16,7 @@ Build = Callable[[Path], Path]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--live-within-seconds", type=float, default=60, help="/live's slowest answer to a hostile client")
+    parser.addoption("--scoring-kills", type=int, default=3, help="times that a run of app.scoring is killed")
     parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")
     parser.addoption("--overload-seconds", type=float, default=4, help="seconds of the test at five times capacity")
 

@@ -159,7 +159,7 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
     units = [unit for case in cases for unit in case.units]
     for batch_rows in (1, model.batch_rows):
         results = dict[int, object]()
-        for batch in _batches(units, batch_rows, model.batch_tokens):
+        for batch in batches(units, batch_rows, model.batch_tokens):
             found = model.run([units[index].payload for index in batch])
             results.update(zip(batch, found, strict=True))
         start = 0
@@ -171,7 +171,7 @@ def _check_golden(model: Model, cases: Sequence[GoldenCase]) -> None:
                 _compare(model, f"{case.where}: {name}", expected, outputs[name])
 
 
-def _batches(units: Sequence[Encoded], batch_rows: int, batch_tokens: int) -> Iterator[list[int]]:
+def batches(units: Sequence[Encoded], batch_rows: int, batch_tokens: int) -> Iterator[list[int]]:
     """Places of units that run together, of similar length, at most `batch_rows` rows and `batch_tokens` padded tokens
     unless one alone is more."""
     batch: list[int] = []

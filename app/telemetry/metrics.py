@@ -139,3 +139,12 @@ class GpuMetrics:
         self.memory_used = gauge("gpu_memory_used_bytes", "GPU memory in use.")
         self.memory_total = gauge("gpu_memory_total_bytes", "GPU memory there is.")
         self.power = gauge("gpu_power_watts", "Power draw.")
+
+
+class ScoringMetrics:
+    """Counters of a run of app.scoring."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        rows = Counter("scoring_rows_total", "Rows that were scored, or could not be.", ["outcome"], registry=registry)
+        self.scored, self.bad = rows.labels("scored"), rows.labels("bad")
+        self.shards = Counter("scoring_shards_total", "Shards that were committed.", registry=registry)

@@ -41,7 +41,9 @@ def test_every_request_error_ends_in_the_status_of_the_contract() -> None:
 def test_every_startup_error_ends_in_the_exit_code_of_the_contract() -> None:
     # A tool has errors of its own.
     codes = {kind.__name__: kind.exit_code for kind in family(StartupError) if kind.__module__ == errors.__name__}
-    assert codes == {"ConfigError": 2, "ArtifactError": 3, "ProviderError": 4}
+    assert codes == {
+        "ConfigError": 2, "ArtifactError": 3, "ProviderError": 4, "StorageError": 5, "TooManyBadRows": 6,
+    }  # fmt: skip
 
 
 def test_every_error_this_service_raises_is_of_one_family() -> None:
