@@ -30,7 +30,7 @@ class Refusals:
             return None
         refusal = predictor.batcher.admission.refusal(early=early)
         found = find_inference_route(scope["path"]) if refusal is not None else None
-        if refusal is None or found is None or found[0].method != scope["method"]:
+        if refusal is None or found is None or found[0].queued or found[0].method != scope["method"]:
             return None
         return self._answer(refusal, found[0].label, scope)
 
