@@ -36,6 +36,7 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     if settings.takes_jobs:
         lifecycle.jobs = or_exit(open_queue, settings)
         queue_metrics = QueueMetrics(metrics.registry)
+        metrics.answered["/jobs", 202]  # there from the start, as all others
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:

@@ -24,8 +24,9 @@ class RedisServer:
         self._folder = Path(tempfile.mkdtemp(prefix="redis-"))
         path = self._folder / "socket"
         self._command = [
-            *(program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(path), "--requirepass", password),
-            *("--dir", str(self._folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+            *(program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(path)),
+            *("--requirepass", password, "--dir", str(self._folder), "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0"),
         ]
         self.url = f"redis://:{password}@127.0.0.1:{port}/0" if port else f"unix://{path}"
         self.client = redis.Redis(unix_socket_path=str(path), password=password or None, protocol=2)
@@ -41,6 +42,10 @@ class RedisServer:
             except redis.ConnectionError:
                 assert self.process.poll() is None, "redis-server has ended"
                 time.sleep(0.01)
+
+    def written(self) -> bytes:
+        """Every change so far, as commands."""
+        return b"".join(file.read_bytes() for file in sorted(self._folder.glob("appendonlydir/*.incr.aof")))
 
     def kill(self) -> None:
         """Ends it as a crash does."""

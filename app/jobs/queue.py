@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from math import nan
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -124,14 +124,17 @@ class JobQueue:
     @asynccontextmanager
     async def watched(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> AsyncIterator[None]:
         """Meanwhile it is measured every second, and `on_answer` told whether it answers. Then its connections end."""
-        watching = asyncio.create_task(self._watch(metrics, on_answer))
+        # Not cancelled: the library takes no notice of that while it connects.
+        over = asyncio.Event()
+        watching = asyncio.create_task(self._watch(metrics, on_answer, over))
         yield
-        watching.cancel()
+        over.set()
+        await watching
         await self._redis.aclose()
 
-    async def _watch(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> None:
+    async def _watch(self, metrics: QueueMetrics, on_answer: Callable[[bool], None], over: asyncio.Event) -> None:
         answers = None
-        while True:
+        while not over.is_set():
             try:
                 backlog, age_ms = await self._state([STREAM])
                 error = None
@@ -144,7 +147,8 @@ class JobQueue:
                 log = logger().info if answers else logger().warning
                 log("the queue answers" if answers else "the queue does not answer", error_type=error)
             on_answer(answers)
-            await asyncio.sleep(POLL_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), POLL_SECONDS)
 
 
 async def _answer(asked: Awaitable[Any]) -> Any:

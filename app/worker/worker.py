@@ -58,8 +58,10 @@ class Worker:
         self._room.set()
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=2 * BLOCK_SECONDS)
-        for task in (*self._tasks, *self._held.values()):
-            task.cancel()
+            left = [*self._tasks, *self._held.values()]
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=BLOCK_SECONDS)  # one that connects to Redis takes no notice
         await self._leases.leave()
 
     async def _take(self, predictor: Predictor) -> None:
