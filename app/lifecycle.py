@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from app import NAME
 from app.batching.admission import Limits
@@ -24,6 +24,9 @@ from app.runtime.session import Model
 from app.settings import Settings, unknown_variables
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.jobs.queue import JobQueue
 
 TERMINATION_LOG = Path("/dev/termination-log")
 OnFatal = Callable[[StartupError], None]
@@ -55,8 +58,11 @@ def or_exit(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 class Lifecycle:
-    """predictor: what answers, from when the model has passed every check. refusing: whether new requests are refused
-    because the service ends. in_flight: inference requests that are not answered yet."""
+    """predictor: what answers, from when the model has passed every check. jobs: the queue of jobs, where the settings
+    name one. refusing: whether new requests are refused because the service ends. in_flight: inference requests that
+    are not answered yet, and jobs that a worker has."""
+
+    jobs: "JobQueue"
 
     def __init__(self, settings: Settings, metrics: Metrics, on_fatal: OnFatal = exit_process) -> None:
         """on_fatal: called with what keeps the service from ever being ready."""
@@ -67,18 +73,24 @@ class Lifecycle:
         self._settings = settings
         self._metrics = metrics
         self._on_fatal = on_fatal
-        self._stage = "verifying"
+        self._stage = "verifying" if settings.role == "server" else "connecting"
         self._idle: asyncio.Future[None] | None = None
         metrics.in_flight.set_function(lambda: self.in_flight)
 
     @property
     def stage(self) -> str:
-        """`verifying`, `loading`, `warming`, `ready` or `draining`, which nothing leads out of."""
+        """`verifying`, `loading`, `warming`, `connecting` (to the queue of jobs), `ready` or `draining`, which nothing
+        leads out of."""
         return "draining" if self.draining else self._stage
 
     def enter(self, stage: str) -> None:
         """Says what the service is at."""
         self._stage = stage
+
+    def heard(self, answers: bool) -> None:
+        """Whether the queue of jobs answers: all that a gateway needs."""
+        if self._settings.role == "gateway":
+            self.enter("ready" if answers else "connecting")
 
     @property
     def ready(self) -> bool:

@@ -1,19 +1,25 @@
 """Wires the service: `python -m app` serves; `create_app(settings)` builds the application for any ASGI server."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from app import __version__
+from app.errors import ConfigError
 from app.http.app import build_app
 from app.http.routes import LABELS
 from app.http.server import Server, listen
+from app.jobs import require_library
 from app.lifecycle import Lifecycle, OnFatal, exit_process, or_exit
 from app.settings import Settings, read_settings
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
-from app.telemetry.metrics import Metrics, MetricsSource
+from app.telemetry.metrics import Metrics, MetricsSource, QueueMetrics
+
+if TYPE_CHECKING:
+    from app.jobs.queue import JobQueue
 
 
 def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_process) -> FastAPI:
@@ -25,12 +31,20 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     metrics = Metrics(LABELS)
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics, on_fatal)
+    has_model = settings.role == "server"
+    queue_metrics = None
+    if settings.takes_jobs:
+        lifecycle.jobs = or_exit(open_queue, settings)
+        queue_metrics = QueueMetrics(metrics.registry)
+        metrics.answered["/jobs", 202]  # there from the start, as all others
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        lifecycle.load(lifecycle.announce)
-        gpu = GpuSampler.start(metrics.registry) if settings.provider != "cpu" else None
-        yield
+        if has_model:
+            lifecycle.load(lifecycle.announce)
+        gpu = GpuSampler.start(metrics.registry) if has_model and settings.provider != "cpu" else None
+        async with lifecycle.jobs.watched(queue_metrics, lifecycle.heard) if queue_metrics else nullcontext():
+            yield
         lifecycle.close()
         if gpu is not None:
             gpu.stop()
@@ -38,10 +52,20 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     return build_app(settings, lifecycle, MetricsSource(metrics), lifespan)
 
 
+def open_queue(settings: Settings) -> "JobQueue":
+    """The queue of jobs. Raises ConfigError."""
+    if settings.http_processes > 1:
+        raise ConfigError(f"APP_HTTP_PROCESSES={settings.http_processes}: expected 1 with APP_QUEUE_URL")
+    require_library()
+    from app.jobs.queue import JobQueue
+
+    return JobQueue(settings)
+
+
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
     settings = or_exit(read_settings)
-    if settings.http_processes > 1:
+    if settings.http_processes > 1 and not settings.takes_jobs:
         from app.multiprocess.engine import serve_with_http_processes
 
         serve_with_http_processes(settings)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigError
@@ -55,12 +55,29 @@ class Settings(BaseSettings):
     drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
     runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")
     http_processes: int = Field(1, ge=1, le=64, description="processes for HTTP; beyond 1, beside one for the model")
+    role: Annotated[Literal["server", "gateway"], AnyCase] = Field(
+        "server", description="gateway: no model, only jobs, which workers answer"
+    )
+    queue_url: SecretStr = Field(
+        SecretStr(""),
+        description="redis:// or rediss:// of the queue of jobs; none: no jobs",
+        json_schema_extra={"configmap": False},
+    )
+    max_jobs: int = Field(10_000, ge=1, description="jobs that may wait or run; beyond: 503")
+    job_result_seconds: int = Field(3600, ge=1, description="how long a job's result is kept")
+    job_lease_seconds: float = Field(30, ge=1, le=3600, description="silence after which a worker's jobs are others'")
+    job_max_deliveries: int = Field(3, ge=1, le=1000, description="tries of a job; beyond: dead letter")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="debug, info, warning or error"
     )
     log_format: Annotated[Literal["json", "text"], AnyCase] = Field("json", description="json, or text for people")
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether the server has the routes of jobs."""
+        return self.role == "gateway" or bool(self.queue_url)
 
 
 def read_settings() -> Settings:
@@ -77,18 +94,23 @@ def read_settings() -> Settings:
         raise ConfigError(f"{name}={found!r} is not valid: {reasons}") from None
 
 
-def parse_arguments(arguments: list[str] | None = None) -> None:
-    """The command line of `python -m app`, which has nothing but `--help`: that says what all settings are."""
+SERVES = "Serves the model in APP_MODEL_DIR until SIGTERM. /ready answers 200 once it passed every check."
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, command: str = "python -m app", description: str = SERVES
+) -> None:
+    """A command line that has nothing but `--help`: that says what all settings are."""
     lines = [
         f"  {PREFIX + name.upper():28} {field.description} (default: {'' if field.default is None else field.default})"
         for name, field in Settings.model_fields.items()
     ]
     argparse.ArgumentParser(
-        prog="python -m app",
+        prog=command,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Serves the model in APP_MODEL_DIR until SIGTERM. /ready answers 200 once it passed every check.",
+        description=description,
         epilog="\n".join(
-            ["settings, from the environment:", *lines, "", "example:", "  APP_MODEL_DIR=my-model python -m app"]
+            ["settings, from the environment:", *lines, "", "example:", f"  APP_MODEL_DIR=my-model {command}"]
         ),
     ).parse_args(arguments)
 

@@ -10,12 +10,14 @@ import structlog
 
 from model.package import package_tensors
 from tests.process import ServerProcess
+from tests.redis_server import RedisServer
 
 Build = Callable[[Path], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--live-within-seconds", type=float, default=60, help="/live's slowest answer to a hostile client")
+    parser.addoption("--jobs", type=int, default=200, help="jobs that are answered while workers are killed")
     parser.addoption("--scoring-kills", type=int, default=3, help="times that a run of app.scoring is killed")
     parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")
     parser.addoption("--overload-seconds", type=float, default=4, help="seconds of the test at five times capacity")
@@ -53,6 +55,12 @@ def server() -> Iterator[ServerProcess]:
     that no test depends on how busy the machine is."""
     with ServerProcess(max_queue_wait_ms=600_000, request_timeout_ms=600_000) as process:
         yield process.ready()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def await_beats(port: int) -> None:
 
 
 class ServerProcess:
-    """`python -m app` with the given settings, as a context manager; `logs()` and `errors()` have what it wrote."""
+    """`python -m app`, or another module, with the given settings, as a context manager; `logs()` and `errors()` have
+    what it wrote."""
 
     # Settings of every server that does not say otherwise.
     defaults: ClassVar[dict[str, object]] = {}
@@ -72,6 +73,7 @@ class ServerProcess:
         self,
         model_dir: Path | None = None,
         *,
+        module: str = "app",
         cwd: Path = ROOT,
         output: int | Literal["closed"] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -103,7 +105,7 @@ class ServerProcess:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
 
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app"],
+            [sys.executable, "-m", module],
             cwd=cwd,
             env={**clean, **chosen, **(environment or {})},
             stdout=output if isinstance(output, int) else self._out,

@@ -1,6 +1,6 @@
 """The web application put together: FastAPI, with the inference middleware innermost and the table's endpoints."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
@@ -18,7 +18,7 @@ from app.http.openapi import document, path_parameters
 from app.http.refusals import Refusals
 from app.http.request_log import RequestLog
 from app.http.response import error_response
-from app.http.routes import ENDPOINTS
+from app.http.routes import Route, rows_of
 from app.lifecycle import Lifecycle, exit_process
 from app.settings import Settings
 from app.telemetry.metrics import MetricsSource
@@ -28,8 +28,18 @@ NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fal
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsSource, lifespan: Lifespan) -> FastAPI:
-    """The application. What `add_middleware` adds to it is around every route, inference included."""
+def build_app(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    metrics_source: MetricsSource,
+    lifespan: Lifespan,
+    rows: Sequence[Route] | None = None,
+) -> FastAPI:
+    """The application. What `add_middleware` adds to it is around every route, inference included.
+
+    rows: of the table of routes; if None, those that the settings ask for.
+    """
+    rows = rows_of(settings) if rows is None else rows
 
     @asynccontextmanager
     async def checked_lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -39,14 +49,18 @@ def build_app(settings: Settings, lifecycle: Lifecycle, metrics_source: MetricsS
 
     metrics = metrics_source.metrics
     log = RequestLog(lifecycle, metrics)
-    inference = Middleware(InferenceMiddleware, settings=settings, lifecycle=lifecycle, metrics=metrics, log=log)
+    paths = {route.path for route in rows if route.label}
+    inference = Middleware(InferenceMiddleware, settings, lifecycle, metrics, log, paths)
     app = FastAPI(
         title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], telemetry=NO_TELEMETRY
     )
     app.router.redirect_slashes = False
     app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
+    app.state.rows = rows
     app.state.refusals = Refusals(lifecycle, metrics, log)
-    for route in ENDPOINTS:
+    for route in rows:
+        if route.label:
+            continue
         statuses = (404, 503) if "{" in route.path else (503,)
         app.add_api_route(
             route.path,

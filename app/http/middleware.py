@@ -29,9 +29,11 @@ class InferenceMiddleware:
     """An ASGI application around `app`; the table in `app.http.routes` says which paths are inference."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog
+        self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog, paths: set[str]
     ) -> None:
+        """paths: those of the table that are served."""
         self.app = app
+        self.paths = paths
         self.limits = RequestLimits(settings.max_body_bytes, settings.request_timeout_ms / 1000)
         self.lifecycle = lifecycle
         self.metrics = metrics
@@ -42,7 +44,7 @@ class InferenceMiddleware:
             await self.app(scope, receive, send)
             return
         found = find_inference_route(scope["path"])
-        if found is None:
+        if found is None or found[0].path not in self.paths:
             # HEAD is GET without a body, which the server leaves out.
             asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             await self._pass_on(asked, receive, self._with_headers(scope, send))
@@ -83,12 +85,14 @@ class InferenceMiddleware:
         try:
             if HOOKS:
                 await _call_hooks(scope)
-            predictor = lifecycle.predictor
-            if predictor is None or lifecycle.refusing:
+            if lifecycle.refusing:
                 raise lifecycle.unavailable()
-            # Here, because reading what will be refused is work.
-            predictor.batcher.admission.admit()
-            request.predictor = predictor
+            if route.queued:
+                request.jobs = lifecycle.jobs
+            else:
+                request.predictor = lifecycle.loaded()
+                # Here, because reading what will be refused is work.
+                request.predictor.batcher.admission.admit()
             response: Response = await route.handler(request)
             if request.connection is not None:
                 request.connection.backoff.answered(None)

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from app.artifact.manifest import Manifest
 from app.errors import STATUSES
-from app.http.routes import INFERENCE_ROUTES, Route, serves
+from app.http.routes import Route, serves
 
 
 class ErrorResponse(Struct):
@@ -21,10 +21,13 @@ def document(app: FastAPI) -> dict[str, Any]:
     """The document of `app`, made once; FastAPI asks for it as `app.openapi()`. Raises Unavailable before there is a
     model, since its task says which routes there are."""
     if app.openapi_schema is None:
-        manifest = app.state.lifecycle.loaded().model.artifact.manifest
+        rows = [route for route in app.state.rows if route.label and route.in_document]
+        manifest = None
+        if not all(route.queued for route in rows):
+            manifest = app.state.lifecycle.loaded().model.artifact.manifest
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for route in INFERENCE_ROUTES:
-            if route.in_document and serves(route, manifest.task):
+        for route in rows:
+            if manifest is None or serves(route, manifest.task):
                 schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route, manifest)
         app.openapi_schema = schema
     return app.openapi_schema
@@ -36,14 +39,14 @@ def path_parameters(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
-def _operation(route: Route, manifest: Manifest) -> dict[str, Any]:
+def _operation(route: Route, manifest: Manifest | None) -> dict[str, Any]:
     words = route.handler.__doc__ or ""
     answers = {str(status): _content("Error", ErrorResponse) for status in STATUSES if status not in (200, 499)}
     answer = route.response
-    if isinstance(answer, dict):
+    if isinstance(answer, dict) and manifest is not None:
         answer = answer[manifest.problem_type]
     if answer is not None:
-        answers = {"200": _content("Answer", answer), **answers}
+        answers = {"202" if route.queued else "200": _content("Answer", answer), **answers}
     body = _content("", route.request) if route.request else {}
     if route.media:
         body = {"content": {media: {"schema": {"type": "string", "format": "binary"}} for media in route.media}}

@@ -39,11 +39,17 @@ async def predict(request: InferenceRequest) -> Response:
 
 async def predict_batch(request: InferenceRequest) -> Response:
     """Predict from several texts: all of them, in the same order, or one error."""
+    found = await predictions(request, await texts_of(request))
+    return json_response(BatchResponse(found), request.model_headers())
+
+
+async def texts_of(request: InferenceRequest) -> list[str]:
+    """The texts of a BatchRequest."""
     request.require_json()
     body = decode_json(await request.body(), MANY)
     if not body.texts:
         raise Invalid("texts: expected at least one")
-    return json_response(BatchResponse(await predictions(request, body.texts)), request.model_headers())
+    return body.texts
 
 
 async def predictions(request: InferenceRequest, inputs: Sequence[object]) -> Sequence[Struct]:

@@ -33,7 +33,7 @@ class Refusals:
             return None
         refusal = predictor.batcher.admission.refusal(early=early, coming=self._coming)
         found = find_inference_route(scope["path"])
-        if found is None or found[0].method != scope["method"]:
+        if found is None or found[0].queued or found[0].method != scope["method"]:
             return None
         if refusal is not None:
             return self._answer(refusal, found[0].label, scope)

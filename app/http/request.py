@@ -9,7 +9,7 @@ import re
 import time
 import zlib
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope
@@ -25,6 +25,9 @@ from app.errors import (
     UnsupportedMedia,
 )
 from app.predictor import Predictor, Usage
+
+if TYPE_CHECKING:
+    from app.jobs.queue import JobQueue
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Bodies being received at once, in units of the largest one allowed: bounds memory whatever clients send.
@@ -78,14 +81,16 @@ class RequestLimits:
 
 
 class InferenceRequest:
-    """`deadline` is on the clock of `time.monotonic()`, seconds. `predictor`: from when the request is admitted."""
+    """`deadline` is on the clock of `time.monotonic()`, seconds. From when the request is admitted, `predictor`,
+    or `jobs` where the route takes a queue."""
 
     __slots__ = (
         "_client_left", "_expired", "_limits", "_loop", "_receive", "_task", "body_bytes", "connection", "deadline",
-        "error", "headers", "id", "path_params", "predictor", "route", "slot", "started", "status", "usage",
+        "error", "headers", "id", "jobs", "path_params", "predictor", "route", "slot", "started", "status", "usage",
     )  # fmt: skip
 
     predictor: Predictor
+    jobs: "JobQueue"
 
     def __init__(
         self, scope: Scope, receive: Receive, route: str, path_params: dict[str, str], limits: RequestLimits

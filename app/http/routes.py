@@ -8,11 +8,12 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from app.errors import NotFound
-from app.http import embeddings, health, image, predict, rerank
+from app.http import embeddings, health, image, jobs, predict, rerank
 from app.http.oip import answer, codec, handlers
 from app.http.predict import BatchRequest, BatchResponse, PredictRequest
 from app.http.request import InferenceRequest
 from app.runtime.tasks.answers import Entities, Label, Labels, Value
+from app.settings import Settings
 
 # Called before each request but those of rows that are `exempt`. Raises a RequestError (Unauthorized, Forbidden) or
 # FastAPI's HTTPException to refuse it. README says how.
@@ -26,7 +27,8 @@ class Route:
     under that label and logged. Any other is an ordinary FastAPI endpoint.
 
     request, response: for the OpenAPI document; a dict has a response for each `problem_type`. media: content types of
-    requests that are no JSON. tasks: those that the row serves; none: all. exempt: from `HOOKS`.
+    requests that are no JSON. tasks: those that the row serves; none: all. exempt: from `HOOKS`. queued: it takes a
+    queue of jobs, and no model.
     """
 
     method: str
@@ -39,6 +41,7 @@ class Route:
     media: tuple[str, ...] = ()
     exempt: bool = False
     in_document: bool = True
+    queued: bool = False
 
 
 CLASSIFIED = {"single_label": Label, "multi_label": Labels}
@@ -62,6 +65,8 @@ ROUTES = (
     Route("POST", "/v1/embeddings", embeddings.embeddings, embeddings.EmbeddingsRequest,
           embeddings.EmbeddingsResponse, "/v1/embeddings", ("text-embedding",)),
     Route("POST", "/rerank", rerank.rerank, rerank.RerankRequest, list[rerank.Rank], "/rerank", ("text-pair",)),
+    Route("POST", "/jobs", jobs.submit, BatchRequest, jobs.Accepted, "/jobs", queued=True),
+    Route("GET", "/jobs/{job_id}", jobs.status, response=jobs.JobAnswer, queued=True),
     Route("GET", "/live", health.live, exempt=True),
     Route("GET", "/ready", health.ready, exempt=True),
     Route("GET", "/metrics", health.metrics, exempt=True),
@@ -88,7 +93,16 @@ ROUTES = (
 INFERENCE_ROUTES = tuple(route for route in ROUTES if route.label)
 ENDPOINTS = tuple(route for route in ROUTES if not route.label)
 LABELS = tuple(dict.fromkeys(route.label for route in INFERENCE_ROUTES))
+# Probes and metrics: all that a worker serves.
+OPERATIONAL = tuple(route for route in ROUTES if route.exempt)
 EXEMPT_PATHS = frozenset(route.path for route in ROUTES if route.exempt)
+
+
+def rows_of(settings: Settings) -> tuple[Route, ...]:
+    """Those that a server with these settings serves."""
+    if settings.role == "gateway":
+        return tuple(route for route in ROUTES if route.queued or route.exempt)
+    return tuple(route for route in ROUTES if settings.takes_jobs or not route.queued)
 
 
 def _dispatched(path: str) -> Route:
@@ -116,7 +130,7 @@ def serves(route: Route, task: str) -> bool:
 
 def paths_of(task: str, name: str) -> list[str]:
     """The inference routes that answer for a model of this task and name."""
-    rows = [route for route in INFERENCE_ROUTES if route.in_document and serves(route, task)]
+    rows = [route for route in INFERENCE_ROUTES if route.in_document and serves(route, task) and not route.queued]
     return [f"{row.method} {row.path.format(model_name=name)}" for row in rows]
 
 

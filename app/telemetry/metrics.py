@@ -22,6 +22,7 @@ from app.errors import REJECT_REASONS, SHED_REASONS, STATUSES
 STAGES = ("verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_JOB_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
 _BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
 
 
@@ -148,3 +149,29 @@ class ScoringMetrics:
         rows = Counter("scoring_rows_total", "Rows that were scored, or could not be.", ["outcome"], registry=registry)
         self.scored, self.bad = rows.labels("scored"), rows.labels("bad")
         self.shards = Counter("scoring_shards_total", "Shards that were committed.", registry=registry)
+
+
+class JobMetrics:
+    """Of a worker: what became of the jobs that it took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        jobs = Counter("jobs_total", "Jobs that were answered.", ["outcome"], registry=registry)
+        self.finished = Children(jobs, [("done",), ("failed",)])
+        self.redeliveries = Counter(
+            "job_redeliveries_total", "Deliveries of a job beyond its first.", registry=registry
+        )
+        self.dead_letters = Counter(
+            "job_dead_letters_total", "Jobs given up after too many deliveries.", registry=registry
+        )
+        self.duration = Histogram(
+            "job_duration_seconds", "From a job's submission to its result.", buckets=_JOB_SECONDS, registry=registry
+        )
+
+
+class QueueMetrics:
+    """Of a server with the routes of jobs: workers may be at zero. Every replica says the same, and NaN while the queue
+    does not answer."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.backlog = Gauge("jobs_backlog", "Jobs that wait or run.", registry=registry)
+        self.oldest_age = Gauge("job_oldest_age_seconds", "Since the oldest of these was submitted.", registry=registry)

@@ -40,7 +40,7 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "model_info": ("gauge", ("name", "version", "digest", "provider", "precision")),
 }
 GPU_CONTRACT = ("gpu_utilization_ratio", "gpu_memory_used_bytes", "gpu_memory_total_bytes", "gpu_power_watts")
-ROUTES = ("/predict", "/predict/batch", "/embed", "/v1/embeddings", "/rerank", "/v2/models/infer")
+ROUTES = ("/predict", "/predict/batch", "/embed", "/v1/embeddings", "/rerank", "/jobs", "/v2/models/infer")
 CODES = ("200", "400", "401", "403", "404", "405", "408", "413", "415", "422", "429", "499", "500", "503", "504")
 REASONS = (
     *("invalid", "unauthorized", "body_timeout", "body_too_large", "too_many_rows", "client_closed", "queue_full"),

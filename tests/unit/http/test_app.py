@@ -25,7 +25,7 @@ PAGES = ("/docs", "/openapi.json", "/nowhere")
 
 
 def path_of(route: Route) -> str:
-    return route.path.format(model_name=NAME, model_version=VERSION)
+    return route.path.format(model_name=NAME, model_version=VERSION, job_id="0" * 32)
 
 
 def named(route: Route) -> str:

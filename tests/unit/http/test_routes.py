@@ -7,9 +7,10 @@ import pytest
 
 from app.http.oip import handlers
 from app.http.openapi import document
-from app.http.routes import LABELS, ROUTES, Route, find_inference_route, serves
+from app.http.routes import LABELS, ROUTES, Route, find_inference_route, rows_of, serves
 from app.runtime.session import Model
 from app.runtime.tasks import TASKS
+from app.settings import Settings
 from tests.text_model import NAME, VERSION
 from tests.unit.http.asgi import PREDICT, Served
 
@@ -19,11 +20,13 @@ BODIES = {
     "/predict/batch": b'{"texts": ["a", "b"]}',
     "/v2/models/infer": json.dumps(TENSOR).encode(),
 }
+# Without a queue of jobs, whose rows are in test_jobs.
+ROWS = rows_of(Settings())
 # Those of the task of the model here.
-SERVED = tuple(route for route in ROUTES if serves(route, "text-classification"))
-ELSEWHERE = tuple(route for route in ROUTES if not serves(route, "text-classification"))
+SERVED = tuple(route for route in ROWS if serves(route, "text-classification"))
+ELSEWHERE = tuple(route for route in ROWS if not serves(route, "text-classification"))
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
-PATHS = tuple(dict.fromkeys(route.path for route in ROUTES))
+PATHS = tuple(dict.fromkeys(route.path for route in ROWS))
 
 
 def filled(path: str, name: str = NAME, version: str = VERSION) -> str:
