@@ -22,13 +22,14 @@ from app.artifact.manifest import GoldenText, read_artifact
 from app.errors import StartupError
 from model.package import GOLDEN_TEXTS, package_text
 from model.training.graph import Scales, Shape, Weights, activations, build, weights_of
-from model.training.record import code_revision, read_record, versions
+from model.training.record import Run, code_revision, file_digest, read_record, versions, write_record
 
 NAME = "sentiment"
 LABELS = ["negative", "positive"]
 MAX_TOKENS = 256
 CALIBRATION_ROWS = 1024
 SCALES_FILE = "scales.json"
+WEIGHTS_FILE = "model.safetensors"
 # The fp16 file keeps activations that int8 rounds; over the golden texts the two differ by less than this.
 TOLERANCE = 0.05
 
@@ -92,70 +93,73 @@ def lineage(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def from_checkpoint(args: argparse.Namespace) -> None:
-    """Writes the artifact of `args.precision` from a Hugging Face-style checkpoint."""
+def from_checkpoint(
+    checkpoint: Path, out: Path, precision: str, *, version: str, bias: float, evaluation: dict[str, Any]
+) -> None:
+    """Writes an artifact from a Hugging Face-style checkpoint. bias: added to the positive logit."""
     from safetensors.numpy import load_file
 
-    weights: Weights = load_file(args.checkpoint / "model.safetensors")
-    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, args.bias], np.float32)
-    tokenizer_file = args.checkpoint / "tokenizer.json"
-    scales = None
-    if args.precision == "int8":
-        scales = json.loads((args.checkpoint / SCALES_FILE).read_text())
-    evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
-    model = build(weights, args.precision, shape_of(args.checkpoint), scales)
-    write(args, model, tokenizer_file, lineage(args.checkpoint), evaluation)
+    weights: Weights = load_file(checkpoint / WEIGHTS_FILE)
+    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, bias], np.float32)
+    scales = json.loads((checkpoint / SCALES_FILE).read_text()) if precision == "int8" else None
+    model = build(weights, precision, shape_of(checkpoint), scales)
+    made_by = read_record(checkpoint)
+    parent = {"sha256": file_digest(checkpoint / WEIGHTS_FILE), "run": made_by}
+    data = made_by.get("data", {}).get("files", {})
+    run = Run("model.training.export", data, {"precision": precision, "version": version, "bias": bias}, parent)
+    write(out, model, checkpoint / "tokenizer.json", run, lineage(checkpoint), evaluation)
 
 
-def from_artifact(args: argparse.Namespace) -> None:
-    """Writes the artifact of `args.precision` from a committed one's weights. Its golden outputs come along, so that
-    the gate holds the two to each other."""
-    source = read_artifact(args.artifact)
+def from_artifact(folder: Path, out: Path, precision: str, *, version: str) -> None:
+    """Writes an artifact from a committed one's weights. Its golden outputs come along, so that the gate holds the two
+    to each other."""
+    source = read_artifact(folder)
     weights = weights_of(onnx.load(source.path(source.manifest.model_file)))
-    tokenizer_file = source.path(source.manifest.tokenizer_file or "")
-    derived = {**source.manifest.lineage, "derived_from": source.digest}
     write(
-        args,
-        build(weights, args.precision),
-        tokenizer_file,
-        derived,
+        out,
+        build(weights, precision),
+        source.path(source.manifest.tokenizer_file or ""),
+        Run("model.training.export", {}, {"precision": precision, "version": version}, {"artifact": source.digest}),
+        {**source.manifest.lineage, "derived_from": source.digest},
         source.manifest.evaluation,
         source.manifest.golden.examples,
     )
 
 
 def write(
-    args: argparse.Namespace,
+    out: Path,
     model: onnx.ModelProto,
     tokenizer_file: Path,
+    run: Run,
     made_from: dict[str, Any],
     evaluation: dict[str, Any],
     golden: list[GoldenText] | None = None,
 ) -> None:
-    """Writes the artifact folder and passes it through the gate on the CPU."""
-    args.out.mkdir(parents=True)
-    source = args.out.with_name(args.out.name + ".onnx.tmp")
+    """Writes the artifact folder, passes it through the gate on the CPU, and puts run.json beside."""
+    out.mkdir(parents=True)
+    source = out.with_name(out.name + ".onnx.tmp")
     onnx.save(model, source)
     try:
         package_text(
             source,
             tokenizer_file,
-            args.out,
+            out,
             name=NAME,
-            version=args.version,
+            version=run.recipe["version"],
             labels=LABELS,
             max_tokens=MAX_TOKENS,
             scores="probabilities",
             tolerance=TOLERANCE,
             texts=list(GOLDEN_TEXTS),
             golden=golden,
-            precision=args.precision,
+            precision=run.recipe["precision"],
             lineage=made_from,
             evaluation=evaluation,
         )
+        write_record(out, run.record(evaluation, "cpu"))
     except BaseException:
         # Nothing half-written stays behind.
-        shutil.rmtree(args.out)
+        shutil.rmtree(out)
         raise
     finally:
         source.unlink()
@@ -184,7 +188,12 @@ def main() -> None:
     if args.artifact and args.precision == "int8":
         sys.exit("model.training.export: the artifact is int8 already")
     try:
-        (from_checkpoint if args.checkpoint else from_artifact)(args)
+        if args.artifact:
+            from_artifact(args.artifact, args.out, args.precision, version=args.version)
+        else:
+            evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
+            options = {"version": args.version, "bias": args.bias, "evaluation": evaluation}
+            from_checkpoint(args.checkpoint, args.out, args.precision, **options)
     except StartupError as error:
         sys.exit(f"model.training.export: {error}")
 

@@ -1,5 +1,5 @@
-"""A backbone with random weights and a corpus of invented sentences, so small that a run takes seconds; and the commands
-as processes of their own, which can be killed."""
+"""A backbone with random weights and a corpus of invented sentences, so small that a run takes seconds; and the
+commands as processes of their own, which can be killed."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -44,9 +43,8 @@ def corpus(folder: Path, rows: int = 160, seed: int = 0) -> Path:
         lines = ["number\ttext"]
         for index in range(rows):
             word = rng.choice(GOOD if index % 2 else BAD)
-            lines.append(
-                f"{high if index % 2 else low}\tit was {word} " + " ".join(rng.choices(["and", "so", "on"], k=4))
-            )
+            rest = " ".join(rng.choices(["and", "so", "on"], k=4))
+            lines.append(f"{high if index % 2 else low}\tit was {word} " + rest)
         (folder / name).write_text("\n".join(lines) + "\n")
 
     for name in ("sst2-train.tsv", "sst2-dev.tsv"):
