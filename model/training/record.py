@@ -5,6 +5,7 @@ is the same bytes.
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def code_revision() -> str:
     """The commit that runs, with `-dirty` if files differ from it; what the image says; or `unknown`."""
     if said := os.environ.get(REVISION_VARIABLE):
         return said
+    if not shutil.which("git"):
+        return "unknown"
     here = Path(__file__).parent
     done = [
         subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)

@@ -51,7 +51,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     command = (TRAIN, *inputs, "--out", out, "--checkpoints", checkpoints, *EACH_STEP)
     reached = []
     # The first step, within the first epoch, at its end, in the second.
-    for step in (1, 5, 15, 16, 24):
+    for step in (1, 5, 15, 24):
         process = start(*command)
         await_step(process, checkpoints, step)
         kill(process)
@@ -64,6 +64,20 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
     assert reached[-1] < LAST_STEP, "the run was over before it was killed"
     # The best average was found by what came after.
     assert record(out)["metrics"]["epoch"] > reached[-1] / LAST_STEP * 2
+
+
+def test_the_best_average_so_far_outlives_a_kill(inputs, tmp_path):
+    """At this rate the first epoch finds it."""
+    fast = (TRAIN, *inputs, "--learning-rate", 0.003)
+    finish(*fast, "--out", tmp_path / "expected")
+    assert record(tmp_path / "expected")["metrics"]["epoch"] < 1
+    checkpoints = tmp_path / "checkpoints"
+    killed = (*fast, "--out", tmp_path / "base", "--checkpoints", checkpoints, *EACH_STEP)
+    process = start(*killed)
+    await_step(process, checkpoints, 20)
+    kill(process)
+    finish(*killed)
+    same(tmp_path / "base", tmp_path / "expected")
 
 
 def test_a_run_that_is_done_has_its_result_and_no_checkpoints_and_is_not_done_again(inputs, undisturbed, tmp_path):
