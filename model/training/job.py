@@ -63,7 +63,8 @@ def carry_out(
         assert best.weights is not None
         shadow.load_state_dict(best.weights)
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+            folder = Path(name, "result")
+            folder.mkdir()
             shadow.save_pretrained(folder)
             tokenizer.save(str(folder / "tokenizer.json"))
             change(folder)

@@ -66,7 +66,7 @@ class Store:
         if self.folder:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with staging(self.folder) as staged:
-                shutil.copytree(result, staged, dirs_exist_ok=True)
+                shutil.copytree(result, staged, copy_function=shutil.copyfile, dirs_exist_ok=True)
                 for path in (*(staged / name for name in names), staged):
                     sync(path)
                 put_in_place(staged, self.folder)

@@ -84,6 +84,8 @@ def test_a_run_that_is_done_has_its_result_and_no_checkpoints_and_is_not_done_ag
     out = tmp_path / "base"
     finish(TRAIN, *inputs, "--out", out, *EACH_STEP)
     same(out, undisturbed)
+    # Another user may go on with it.
+    assert {path.stat().st_mode & 0o444 for path in (out, *out.iterdir())} == {0o444}
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert "done already" in finish(TRAIN, *inputs, "--out", out)
