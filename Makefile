@@ -7,7 +7,7 @@ DATA ?= data
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-ray check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
-	image-gpu image-fetch release image-tools image-test clean
+	image-gpu image-fetch image-train release image-tools image-test test-train clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	@touch $@
 
+# PyTorch, which no lock has: the CPU build where pip finds one of this version, else CUDA's, which is gigabytes.
+TORCH ?= torch==2.13.0
+TRAIN := .venv-train
+$(TRAIN)/train: docker/requirements-train-test.txt
+	$(PYTHON) -m venv $(TRAIN)
+	$(TRAIN)/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	$(TRAIN)/bin/python -m pip --disable-pip-version-check --quiet install '$(TORCH)'
+	@touch $@
+
 run: $(VENV)/cpu ## serve the bundled model on :8000
 	$(BIN)/python -m app
 
@@ -47,10 +56,14 @@ test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes,
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring
+test-train: $(TRAIN)/train ## training: killed, resumed, on two processes, tracked, published (in .venv-train, with PyTorch)
+	$(TRAIN)/bin/python -m pytest -n 2 --dist loadfile tests/train $(ARGS)
+
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring, 10,000 jobs
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_scoring.py -k killed --scoring-kills 50 $(ARGS)
+	$(BIN)/python -m pytest tests/server/test_jobs.py -k killed --jobs 10000 $(ARGS)
 
 # For all targets of tests/fuzz together.
 FUZZ_SECONDS ?= 60
@@ -126,6 +139,9 @@ image-gpu: ## the CUDA server's image with the artifact MODEL=DIR, best an fp16 
 image-fetch: ## the image of model.fetch, for init containers
 	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
 
+image-train: ## the image that trains, compares and publishes; TORCH=torch==2.13.0+cpu for CPUs, else CUDA's build
+	BUILD_FLAGS="--build-arg TORCH=$(TORCH) $(BUILD_FLAGS)" sh docker/build.sh train $(IMAGE):$(VERSION)-train
+
 release: $(VENV)/cpu ## what k8s/ releases is the artifact MODEL=DIR, after the gate; FOR=gpu, FOR=canary: only there
 	$(BIN)/python -m model.release "$(MODEL)" --to k8s/$(if $(FOR),components/$(FOR),base)/release.env
 
@@ -145,6 +161,7 @@ image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and
 UPGRADE ?= --upgrade
 LOCK := pip-compile --quiet $(UPGRADE) --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+LESS_TORCH := --no-allow-unsafe --unsafe-package torch --constraint $(TRAIN)/torch.txt
 # An extra alone, without what the server needs.
 PROJECT_EXTRAS := tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
 EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*$(PROJECT_EXTRAS)[sys.argv[1]], sep="\n")'
@@ -156,10 +173,14 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
+	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.
+	mkdir -p $(TRAIN) && echo '$(TORCH:+cpu=)+cpu' >$(TRAIN)/torch.txt
+	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
+	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-ray artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

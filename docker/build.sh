@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds one image: docker/build.sh cpu|gpu TAG ARTIFACT, or fetch TAG. `make image-cpu` and the others call it.
+# Builds one image: docker/build.sh cpu|gpu TAG ARTIFACT, or fetch|train TAG. `make image-cpu` and the others call it.
 #
 # ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
@@ -8,12 +8,13 @@
 # DRY_RUN      not empty: prints the builder's command in place of running it
 set -eu
 kind=$1 tag=$2 artifact=${3:-} python=${PYTHON:-python3}
-if [ "$kind" != fetch ] && [ ! -f "$artifact/manifest.json" ]; then
+case $kind in cpu | gpu) served=yes ;; *) served= ;; esac
+if [ -n "$served" ] && [ ! -f "$artifact/manifest.json" ]; then
     echo "docker/build.sh: ${artifact:-no folder}: expected an artifact, a folder with manifest.json;" \
         "python -m model.package makes one" >&2
     exit 2
 fi
-[ "$kind" = fetch ] || artifact=$(cd "$artifact" && pwd)
+[ -z "$served" ] || artifact=$(cd "$artifact" && pwd)
 cd "$(dirname "$0")/.."
 
 for builder in ${BUILDER:-docker podman buildah}; do
@@ -40,7 +41,7 @@ set --
 for secret in pip.conf ca.pem; do
     [ ! -e "$secrets/$secret" ] || set -- "$@" --secret "id=$secret,src=$secrets/$secret"
 done
-if [ "$kind" != fetch ]; then
+if [ -n "$served" ]; then
     field() { "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <"$artifact/manifest.json"; }
     set -- "$@" --build-context "model=$artifact" \
         --build-arg MODEL_NAME="$(field name)" --build-arg MODEL_VERSION="$(field version)" \

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
@@ -41,6 +41,7 @@ from app.artifact.integrity import verify_files
 from app.artifact.manifest import MANIFEST, Artifact, read_artifact
 from app.errors import ArtifactError, ConfigError, StartupError, one_line
 
+T = TypeVar("T")
 ATTEMPTS = 6
 CONNECT_SECONDS = 10
 # Between two pieces of a file, not for the whole: a large model may take as long as it needs.
@@ -108,8 +109,8 @@ class Source:
         """The address of an object, with whatever secret the user put in it."""
         return posixpath.join(self._base, quote(name) if self._web else name) + self._query
 
-    def open(self) -> Callable[[str, Path, Callback], None]:
-        """`get(name, path, callback)`, which downloads one object in one try."""
+    def filesystem(self) -> Any:
+        """fsspec's, which tries each thing once, for so long. Raises FetchError if it is not configured."""
         # Its extension for other kinds of bucket asks for more permissions than reading takes.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
@@ -128,9 +129,18 @@ class Source:
             "http": web,
             "file": {},
         }
-        system = fsspec.filesystem(self.scheme, skip_instance_cache=True, **options[self.scheme])
+        try:
+            system = fsspec.filesystem(self.scheme, skip_instance_cache=True, **options[self.scheme])
+        # Each library has its own way to fail for want of configuration.
+        except Exception as error:
+            raise FetchError(f"{self}: cannot be opened: {type(error).__name__}; check the credentials") from None
         if self.scheme == "s3":
             system.retries = 1  # of its own, within each of ours
+        return system
+
+    def open(self) -> Callable[[str, Path, Callback], None]:
+        """`get(name, path, callback)`, which downloads one object in one try."""
+        system = self.filesystem()
         each: dict[str, Any] = {"concurrency": 1} if self.scheme == "gs" else {}
 
         def get(name: str, path: Path, callback: Callback) -> None:
@@ -194,7 +204,7 @@ def fetch(
 
 
 def _fill(source: Source, folder: Path, staged: Path, digest: str, attempts: int) -> Artifact:
-    get = _open(source)
+    get = source.open()
     download(get, source, MANIFEST, staged, MAX_MANIFEST_BYTES, attempts)
     artifact = read_artifact(staged, digest)
     if done := complete(folder, artifact.digest):
@@ -234,14 +244,6 @@ def came_so_far(staged: Path) -> str:
     return f"{found / 1e6:.1f} of {sum(entry.bytes for entry in files.values()) / 1e6:.1f} MB"
 
 
-def _open(source: Source) -> Callable[[str, Path, Callback], None]:
-    try:
-        return source.open()
-    # Each library has its own way to fail for want of configuration.
-    except Exception as error:
-        raise FetchError(f"{source}: cannot be opened: {type(error).__name__}; check the credentials") from None
-
-
 def download(
     get: Callable[[str, Path, Callback], None], source: Source, name: str, folder: Path, limit_bytes: int, attempts: int
 ) -> None:
@@ -263,15 +265,22 @@ def download(
             if found < limit_bytes:
                 raise Passing(f"ended after {found} of {limit_bytes} bytes")
 
+    started = time.monotonic()
+    persistently(once, shown, attempts)
+    say(f"{shown}: {path.stat().st_size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s")
+
+
+def persistently(once: Callable[[], T], shown: str, attempts: int = ATTEMPTS) -> T:
+    """Tries again, with growing pauses, while it raises Passing. Raises FetchError in the end."""
+
     def before_sleep(state: RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         reason, seconds = state.outcome.exception(), state.next_action.sleep
         say(f"{shown}: {reason}; try {state.attempt_number} of {attempts}, the next in {seconds:.1f} s")
 
-    started = time.monotonic()
     try:
-        Retrying(
+        return Retrying(
             stop=stop_after_attempt(attempts),
             wait=wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5),
             retry=retry_if_exception_type(Passing),
@@ -280,11 +289,10 @@ def download(
         )(once)
     except Passing as error:
         raise FetchError(f"{shown}: {error}; given up after {attempts} tries") from None
-    say(f"{shown}: {path.stat().st_size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s")
 
 
-def judged(error: Exception, scheme: str, shown: str) -> Exception:
-    """What a library's error means: FetchError if it will not pass, else Passing."""
+def judged(error: Exception, scheme: str, shown: str, denied: str = "") -> Exception:
+    """What a library's error means: FetchError if it will not pass, else Passing. denied: what to check if it was."""
     status, kind = status_of(error), type(error).__name__
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return FetchError(f"{shown}: cannot be stored: {os.strerror(error.errno)}")
@@ -294,7 +302,7 @@ def judged(error: Exception, scheme: str, shown: str) -> Exception:
         return FetchError(f"{shown}: not found; check the address, and that the upload was complete")
     if isinstance(error, PermissionError) or status in (401, 403):
         code = s3_code(error)
-        return FetchError(f"{shown}: permission denied{f' ({code})' if code else ''}; {DENIED[scheme]}")
+        return FetchError(f"{shown}: permission denied{f' ({code})' if code else ''}; {denied or DENIED[scheme]}")
     if kind.startswith(("NoCredentials", "PartialCredentials", "DefaultCredentials")):
         return FetchError(f"{shown}: no credentials found for {scheme}://, in the environment or from the cluster")
     if status is not None and 400 <= status < 500 and status not in PASSING_STATUSES:

@@ -40,12 +40,13 @@ def tokenizer(path: Path) -> Path:
 
 
 @cache
-def text_model(products: int = 0) -> Path:
-    """Its artifact, made once in each process. `products` make it take longer: see onnx_models.classifier."""
+def text_model(products: int = 0, words_known: int | None = None) -> Path:
+    """Its artifact, made once in each process. `products` make it take longer: see onnx_models.classifier; one with
+    fewer `words_known` of each kind is a worse model."""
     root = Path(tempfile.mkdtemp(prefix="text-model-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     weights = np.zeros((len(VOCABULARY), len(LABELS)), np.float32)
-    for label, words in enumerate((BAD, GOOD)):
+    for label, words in enumerate((BAD[:words_known], GOOD[:words_known])):
         weights[[VOCABULARY[word] for word in words], label] = 2
     folder = root / NAME
     folder.mkdir()

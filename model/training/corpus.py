@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 
+from app.errors import ConfigError
 from model.training.emoji import NEGATIVE, POSITIVE
+from model.training.record import file_digest
 
 RATED = ("tweets", "amazon")
+FILES = ("sst2-train.tsv", "sst2-dev.tsv", *(f"{name}-train.tsv" for name in RATED))
 # A rating below this is neutral or mixed: too little signal for a binary target.
 MIN_TRAIN_VALENCE = 0.3
 POLAR_VALENCE = 1.0
@@ -31,7 +34,7 @@ class Example:
 
 
 def read_tsv(path: Path) -> list[tuple[float, str]]:
-    """Rows of (label or valence, text). Raises ValueError naming the file and line of a bad row."""
+    """Rows of (label or valence, text). Raises ConfigError naming the file and line of a bad row."""
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -41,8 +44,16 @@ def read_tsv(path: Path) -> list[tuple[float, str]]:
                 value, text = row
                 rows.append((float(value), text))
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: expected 'number<TAB>text'") from error
+                raise ConfigError(f"{path}:{number}: expected 'number<TAB>text'") from error
     return rows
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of the corpus. Raises ConfigError if one is not there."""
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder / name}: not there; model/README.md says what the data is")
+    return {name: file_digest(folder / name) for name in FILES}
 
 
 def held_out(text: str) -> bool:

