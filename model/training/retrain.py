@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="URL|DIR", help="folder with the rated TSV files")
     parser.add_argument("--champion", required=True, metavar="URL|DIR", help="artifact that is served")
     parser.add_argument("--champion-digest", default="", metavar="SHA256", help="that its manifest.json must have")
-    parser.add_argument("--out", required=True, metavar="URL|DIR", help="folder of all models: s3://, gs:// or a path")
+    parser.add_argument("--out", required=True, metavar="URL|DIR", help="folder of models: s3://, gs:// or a path")
     parser.add_argument(
         "--checkpoints", type=Path, required=True, metavar="DIR", help="where it works, and goes on from"
     )

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from math import isnan
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -128,7 +128,7 @@ async def test_a_job_and_its_key_expire_together_and_not_before_it_is_done(
     assert await queue.submit(TEXTS, "a key") != job_id
 
 
-@pytest.mark.parametrize("job_id", [uuid4().hex, "dead", "", "0" * 31, "A" * 32, "../jobs", "\n" + "0" * 32])
+@pytest.mark.parametrize("job_id", ["0123456789abcdef" * 2, "dead", "", "0" * 31, "A" * 32, "../jobs", "\n" + "0" * 32])
 async def test_an_id_that_is_no_jobs_is_not_found(queue: JobQueue, job_id: str) -> None:
     with pytest.raises(NotFound):
         await queue.status(job_id)
