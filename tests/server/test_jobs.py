@@ -278,6 +278,7 @@ def test_neither_password_nor_text_is_ever_said() -> None:
             ServerProcess(module="app.worker", queue_url=redis.url.replace("hush-hush", "hush-quiet"))
         )
         redis.start()
+        assert wrong.get("/ready").json()["stage"] == "connecting"
         until(lambda: any("does not answer" in line["event"] for line in wrong.logs()))
         said = ""
         for process in (jobs.gateway, worker, wrong):
