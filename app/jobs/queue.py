@@ -125,9 +125,11 @@ class JobQueue:
     async def watched(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> AsyncIterator[None]:
         """Meanwhile it is measured every second, and `on_answer` told whether it answers. Then its connections end."""
         watching = asyncio.create_task(self._watch(metrics, on_answer))
-        yield
-        await end([watching])
-        await self._redis.aclose()
+        try:
+            yield
+        finally:
+            await end([watching])
+            await self._redis.aclose()
 
     async def _watch(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> None:
         answers = None

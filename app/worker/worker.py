@@ -74,8 +74,6 @@ class Worker:
                 await self._room.wait()
                 continue
             jobs = await self._leases.take(max(1, int((enough - self._rows) / rows_per_job)))
-            if self._lifecycle.draining:
-                break  # given back with all that is left
             for job in jobs:
                 if job.entry not in self._held:  # a lease that ended, and is this worker's again
                     self._hold(job, predictor)

@@ -161,6 +161,7 @@ async def test_while_redis_is_away_nothing_is_taken_and_the_backlog_is_unknown(r
     seen, queue = metrics(), JobQueue(Settings(queue_url=redis_server.url))
     async with queue.watched(seen, heard.append):
         job_id = await queue.submit(TEXTS, None)
+        await until(lambda: heard)
         redis_server.kill()
         for asked in (queue.submit(TEXTS, None), queue.status(job_id)):
             with pytest.raises(Unavailable) as caught:
@@ -173,6 +174,14 @@ async def test_while_redis_is_away_nothing_is_taken_and_the_backlog_is_unknown(r
         await until(lambda: heard[-1])
         assert (await queue.status(job_id)).status == "queued"
         assert heard[0]
+
+
+async def test_watching_ends_whatever_it_is_at(redis_server: RedisServer) -> None:
+    for turns in range(30):
+        async with JobQueue(Settings(queue_url=redis_server.url)).watched(metrics(), lambda _: None):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, turns
 
 
 @pytest.mark.parametrize(
