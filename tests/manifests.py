@@ -166,7 +166,9 @@ def name_of(thing: Object) -> str:
 
 def servers(objects: list[Object]) -> list[Object]:
     """Deployments that answer predictions: the stable one, and the canary's."""
-    return [each for each in of_kind(objects, "Deployment") if "track" in each["spec"]["template"]["metadata"]["labels"]]
+    return [
+        each for each in of_kind(objects, "Deployment") if "track" in each["spec"]["template"]["metadata"]["labels"]
+    ]
 
 
 def pods(objects: list[Object]) -> list[Object]:
