@@ -6,11 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
-	image-gpu image-fetch image-train release image-tools image-test test-train clean
+.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/cpu: docker/requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -135,6 +135,12 @@ image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, p
 
 image-gpu: ## the CUDA server's image with the artifact MODEL=DIR, best an fp16 one; fetches about 2 GB
 	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu "$(MODEL)"
+
+image-scoring: ## the CPU image that also has app.scoring's extra: data sets on disk and in object storage, with MODEL=DIR
+	EXTRAS=scoring sh docker/build.sh cpu $(IMAGE)-scoring:$(VERSION) "$(MODEL)"
+
+image-scoring-gpu: ## the same for CUDA
+	EXTRAS=scoring sh docker/build.sh gpu $(IMAGE)-scoring:$(VERSION)-gpu "$(MODEL)"
 
 image-fetch: ## the image of model.fetch, for init containers
 	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
