@@ -40,7 +40,7 @@ def _kubectl(arguments: list[str]) -> tuple[list[Object], str]:
         answer = json.loads(done.stdout)
     except ValueError:
         raise KubectlError("kubectl printed no JSON: is the kubectl on PATH the real one?") from None
-    return (answer["items"] if "items" in answer else [answer]), ""
+    return answer.get("items", [answer]), ""
 
 
 def read(namespace: str, options: list[str]) -> "Cluster":
@@ -93,7 +93,7 @@ class Cluster:
         """Since a recorded time; no time is long ago."""
         if not time:
             return float("inf")
-        return (self.now - datetime.fromisoformat(time.replace("Z", "+00:00"))).total_seconds()
+        return (self.now - datetime.fromisoformat(time)).total_seconds()
 
     def events(self, item: Object, *reasons: str, within_seconds: float = 3600) -> list[Object]:
         """Of this very object, not of a namesake that is gone; newest first."""

@@ -18,7 +18,7 @@ class Evidence:
     field: str
     value: str
 
-    def __init__(self, item: Object, path: str, value: object) -> None:
+    def __init__(self, item: Object, path: str, value: Any) -> None:
         self.object, self.field, self.value = name_of(item), path, one_line(value)[:600]
 
 

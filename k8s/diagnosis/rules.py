@@ -101,9 +101,9 @@ def _pod(report: Report, pod: Object) -> None:
     if deleted := pod["metadata"].get("deletionTimestamp"):
         # The time by which it was to be gone.
         if cluster.age_seconds(deleted) > 120:
-            evidence = Evidence(pod, "metadata.deletionTimestamp", deleted)
+            due = Evidence(pod, "metadata.deletionTimestamp", deleted)
             held = Evidence(pod, "metadata.finalizers", pod["metadata"].get("finalizers") or "none")
-            report.add(Finding("stuck-terminating", COST, workload, pod, [evidence, held]))
+            report.add(Finding("stuck-terminating", COST, workload, pod, [due, held]))
         return
     if workload["kind"] == "Job" and {"Failed", "Complete", "SuccessCriteriaMet"} & set(conditions(workload)):
         return
