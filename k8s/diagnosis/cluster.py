@@ -1,6 +1,7 @@
 """What kubectl read from one namespace, and simple questions to it. It judges nothing."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -35,7 +36,9 @@ def _kubectl(arguments: list[str]) -> tuple[list[Object], str]:
     except subprocess.TimeoutExpired:
         raise KubectlError("kubectl did not answer within 60 s: is the cluster reachable?") from None
     if done.returncode:
-        return [], one_line(done.stderr) or f"kubectl ended with exit code {done.returncode}"
+        # Without the client library's own log, which says the same five times.
+        said = [line for line in done.stderr.splitlines() if not re.match(r"[EWI]\d{4} ", line)]
+        return [], one_line(" ".join(said)) or f"kubectl ended with exit code {done.returncode}"
     try:
         answer = json.loads(done.stdout)
     except ValueError:
