@@ -104,7 +104,8 @@ def healthy() -> dict[str, Object]:
             "from": [{"podSelector": {"matchLabels": {"sentiment-inference-client": "true"}}}],
         }]},
     )  # fmt: skip
-    client = thing("Pod", "client", labels={"sentiment-inference-client": "true"}, spec={"containers": [{"name": "c"}]},
+    client = thing("Pod", "client", labels={"sentiment-inference-client": "true"},
+                   spec={"containers": [{"name": "c"}]},
                    status={"phase": "Running", "conditions": [condition("Ready", "True")]})  # fmt: skip
     every = (deployment, replicas, pod, service, pieces, hpa, pdb, policy, client)
     names = ("deployment", "replicas", "pod", "service", "pieces", "hpa", "pdb", "policy", "client")
