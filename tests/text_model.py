@@ -18,7 +18,8 @@ from tests import onnx_models
 
 NAME, VERSION, LABELS, MAX_TOKENS = "reviews", "2.1", ["negative", "positive"], 256
 GOOD = "good great brilliant happy love adore lovely delightful wonderful splendid friendly 😍 😀".split()
-BAD = "bad awful dreadful horrible terrible worst hate rude broke cold".split()
+BAD = "bad awful dreadful horrible terrible worst hate broke cold rude".split()
+POISON = BAD[-1]
 # Products that make it about as slow as a small transformer: a model that costs nothing is never waited for.
 SLOW = 2500
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -40,14 +41,16 @@ def tokenizer(path: Path) -> Path:
 
 
 @cache
-def text_model(products: int = 0, words_known: int | None = None) -> Path:
+def text_model(products: int = 0, words_known: int | None = None, *, poison: bool = False) -> Path:
     """Its artifact, made once in each process. `products` make it take longer: see onnx_models.classifier; one with
-    fewer `words_known` of each kind is a worse model."""
+    fewer `words_known` of each kind is a worse model. poison: it fails on rows with the word POISON."""
     root = Path(tempfile.mkdtemp(prefix="text-model-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     weights = np.zeros((len(VOCABULARY), len(LABELS)), np.float32)
     for label, words in enumerate((BAD[:words_known], GOOD[:words_known])):
         weights[[VOCABULARY[word] for word in words], label] = 2
+    if poison:  # which is then beyond the table
+        weights = weights[: VOCABULARY[POISON]]
     folder = root / NAME
     folder.mkdir()
     package_text(

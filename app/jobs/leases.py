@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import DecorrelatedJitterBackoff
 from redis.exceptions import RedisError
 
-from app.jobs.queue import DEAD_LETTERS, GROUP, PREFIX, STREAM, connect
+from app.jobs.queue import DEAD_LETTERS, GROUP, PREFIX, STREAM, connect, end
 from app.settings import Settings
 from app.telemetry.logging import logger
 
@@ -147,9 +147,9 @@ class Leases:
 
     async def leave(self) -> None:
         """Gives back what it holds, for others to take at once. If Redis is away, they take it when the lease ends."""
-        with suppress(RedisError, TimeoutError):
-            async with asyncio.timeout(BLOCK_SECONDS):
-                await self._leave([STREAM], [self._consumer, self._lease_ms])
+        leaving = asyncio.ensure_future(self._leave([STREAM], [self._consumer, self._lease_ms]))
+        await asyncio.wait([leaving], timeout=BLOCK_SECONDS)
+        await end([leaving])
         await self._redis.aclose()
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:

@@ -7,8 +7,8 @@ happens whole or not at all; its keys are in several slots, so Redis Cluster wil
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from math import nan
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -28,7 +28,7 @@ from app.telemetry.metrics import QueueMetrics
 STREAM, GROUP, DEAD_LETTERS, PREFIX = "jobs", "workers", "jobs:dead", "jobs:job:"
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 CONNECTIONS, TIMEOUT_SECONDS = 64, 5
-POLL_SECONDS = 1.0
+POLL_SECONDS, END_SECONDS = 1.0, 0.1
 FULL_RETRY_SECONDS = 5
 
 # A job that is known is answered even where no other would be taken: by its key, or by its id where the answer to the
@@ -124,17 +124,14 @@ class JobQueue:
     @asynccontextmanager
     async def watched(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> AsyncIterator[None]:
         """Meanwhile it is measured every second, and `on_answer` told whether it answers. Then its connections end."""
-        # Not cancelled: the library takes no notice of that while it connects.
-        over = asyncio.Event()
-        watching = asyncio.create_task(self._watch(metrics, on_answer, over))
+        watching = asyncio.create_task(self._watch(metrics, on_answer))
         yield
-        over.set()
-        await watching
+        await end([watching])
         await self._redis.aclose()
 
-    async def _watch(self, metrics: QueueMetrics, on_answer: Callable[[bool], None], over: asyncio.Event) -> None:
+    async def _watch(self, metrics: QueueMetrics, on_answer: Callable[[bool], None]) -> None:
         answers = None
-        while not over.is_set():
+        while True:
             try:
                 backlog, age_ms = await self._state([STREAM])
                 error = None
@@ -147,8 +144,19 @@ class JobQueue:
                 log = logger().info if answers else logger().warning
                 log("the queue answers" if answers else "the queue does not answer", error_type=error)
             on_answer(answers)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks that ask Redis, until they have ended: `asyncio.wait_for`, in which the library sends, may take no
+    notice of a cancellation before Python 3.12."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=END_SECONDS)
+        for task in ended:
+            task.cancelled() or task.exception()  # looked at, or it is complained about
 
 
 async def _answer(asked: Awaitable[Any]) -> Any:

@@ -8,6 +8,7 @@ import msgspec
 
 from app.errors import Invalid, RequestError, StartupError
 from app.jobs.leases import BLOCK_SECONDS, Job, Leases
+from app.jobs.queue import end
 from app.lifecycle import Lifecycle, exit_process
 from app.predictor import Predictor, Usage
 from app.runtime.tasks import PredictTask
@@ -58,10 +59,7 @@ class Worker:
         self._room.set()
         if self._tasks:
             await asyncio.wait(self._tasks[:1], timeout=2 * BLOCK_SECONDS)
-            left = [*self._tasks, *self._held.values()]
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=BLOCK_SECONDS)  # one that connects to Redis takes no notice
+            await end([*self._tasks, *self._held.values()])
         await self._leases.leave()
 
     async def _take(self, predictor: Predictor) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from tests import onnx_models
 from tests.process import NO_TLS, START_SECONDS, ServerProcess, free_port
 from tests.redis_server import RedisServer
 from tests.text_model import SLOW, text_model
@@ -20,6 +21,7 @@ MANY = ["a fine day"] * 4000
 JSON = {"content-type": "application/json"}
 LEASE_SECONDS = 1
 FOR_EVER_SECONDS = 3600
+WORKER = {"module": "app.worker"}
 WORKERS = 2
 
 
@@ -224,6 +226,41 @@ def test_a_server_with_a_queue_answers_both_at_once_and_later(redis_server: Redi
 def test_without_a_queue_there_are_no_jobs(server: ServerProcess) -> None:
     assert httpx.post(f"{server.url}/jobs", json={"texts": ["good"]}, verify=NO_TLS).status_code == 404
     assert server.get(f"/jobs/{'0' * 32}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "says"),
+    [
+        ("app.worker", {}, "APP_QUEUE_URL"),
+        ("app", {"role": "gateway"}, "APP_QUEUE_URL"),
+        ("app", {"queue_url": "http://:hush@queue"}, "APP_QUEUE_URL"),
+        ("app", {"queue_url": "redis://queue", "http_processes": 2}, "APP_HTTP_PROCESSES=2"),
+        ("app", {"role": "worker"}, "APP_ROLE='worker'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_exit_code_2_and_one_line(module: str, settings: dict, says: str) -> None:
+    with ServerProcess(module=module, **settings) as process:
+        assert process.wait() == 2
+        (line,) = process.errors().splitlines()
+        assert says in line
+        assert "hush" not in line
+
+
+def test_a_worker_takes_only_a_model_of_texts(redis_server: RedisServer, package: Callable) -> None:
+    with ServerProcess(package(onnx_models.mlp), module="app.worker", queue_url=redis_server.url) as worker:
+        assert worker.wait() == 2
+        assert "tensors" in worker.errors()
+
+
+def test_who_waits_for_a_redis_that_says_nothing_ends_when_it_is_told_to(redis_server: RedisServer) -> None:
+    url = redis_server.url
+    with ServerProcess(role="gateway", queue_url=url) as gateway, ServerProcess(queue_url=url, **WORKER) as worker:
+        gateway.ready()
+        worker.ready()
+        redis_server.process.send_signal(signal.SIGSTOP)
+        for process in (gateway, worker):
+            process.terminate()
+            assert process.wait() == 0
 
 
 def test_neither_password_nor_text_is_ever_said() -> None:
