@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from model.compare.command import DO_NOT_PROMOTE
 from tests.manifests import (
     JOBS,
     K8S,
@@ -20,6 +21,7 @@ from tests.manifests import (
     of_kind,
     pods,
 )
+from tests.process import ROOT
 
 WORKERS = Variation("base", ("queue",), workers=True)
 TOO_MANY_BAD_ROWS, INTERRUPTED = 6, 75
@@ -176,11 +178,11 @@ def test_the_scoring_command_is_one_that_app_scoring_understands(name: str) -> N
         assert found.shards == job(name)["completions"]
 
 
-@pytest.mark.parametrize("name", ["train", "retrain"])
-def test_training_is_run_again_from_its_checkpoint_by_one_pod_at_a_time(name: str) -> None:
+@pytest.mark.parametrize(("name", "final"), [("train", {2}), ("retrain", {2, 3, DO_NOT_PROMOTE})])
+def test_training_is_run_again_from_its_checkpoint_by_one_pod_at_a_time(name: str, final: set[int]) -> None:
     spec = job(name)
 
-    assert rules(spec) == [DISRUPTED, ("Ignore", {INTERRUPTED}), ("FailJob", {2})]
+    assert rules(spec) == [DISRUPTED, ("Ignore", {INTERRUPTED}), ("FailJob", final)]
     assert spec["podReplacementPolicy"] == "Failed"
     assert (spec["completions"], spec["parallelism"]) == (1, 1)
     (claim,) = of_kind(Variation(f"jobs/{name}").objects(), "PersistentVolumeClaim")
@@ -188,6 +190,18 @@ def test_training_is_run_again_from_its_checkpoint_by_one_pod_at_a_time(name: st
     words = command(Variation(f"jobs/{name}"))
     (container,) = containers_of(spec["template"])
     assert words[words.index("--checkpoints") + 1] in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", ["train", "train-distributed", "retrain"])
+def test_the_training_command_has_only_options_that_there_are(name: str) -> None:
+    words = command(Variation(f"jobs/{name}"))
+    module = words[2].rpartition(".")[2]
+    # Read, not imported: PyTorch is not installed where this runs.
+    source = "".join((ROOT / "model" / "training" / f"{each}.py").read_text() for each in {module, "job"})
+
+    given = {word for word in words if word.startswith("--")}
+    assert {"--data", "--out", "--checkpoints"} <= given <= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source))
+    assert ("--champion" in given) == (name == "retrain")
 
 
 def test_retraining_runs_once_at_a_time_and_is_remembered() -> None:

@@ -405,10 +405,8 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
     objects = variation.objects()
     wants_gpu = any(name.startswith("gpu") for name in variation.components) or variation.resource == "overlays/gpu"
     for deployment in of_kind(objects, "Deployment"):
-        asks = [
-            each for each in containers(deployment) if any("nvidia" in name for name in each["resources"]["limits"])
-        ]
-        assert deployment in with_model(objects) or not asks
+        asked_for = {name for each in containers(deployment) for name in each["resources"]["limits"]}
+        assert deployment in with_model(objects) or asked_for == {"cpu", "memory"}
     for deployment in with_model(objects):
         pod, server = deployment["spec"]["template"]["spec"], server_of(deployment)
         limits = {name for name in server["resources"]["limits"] if name.startswith("nvidia.com/")}
