@@ -182,7 +182,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.
 	mkdir -p $(TRAIN) && echo '$(TORCH:+cpu=)+cpu' >$(TRAIN)/torch.txt
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
-	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra train --extra train-test -o docker/requirements-train-test.txt
+	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
