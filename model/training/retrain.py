@@ -46,9 +46,9 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     for old in args.checkpoints.glob(f"{WORK}*"):
         if old != work:
             shutil.rmtree(old)
-    champion = work / "champion"
-    if Source(args.champion).scheme == "file":
-        champion = Path(args.champion)
+    champion, source = work / "champion", Source(args.champion)
+    if source.scheme == "file":
+        champion = Path(source.address(""))
     else:
         fetch(args.champion, champion, args.champion_digest)
     read_artifact(champion, args.champion_digest)
@@ -73,7 +73,7 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     comparison = artifact if found.promote else work / "refused"
     write(found, comparison)
     address = posixpath.join(args.publish, NAME, *(() if found.promote else ("refused",)), digest)
-    print("\n".join(summary(found, Path(address))), flush=True)
+    print("\n".join(summary(found, address)), flush=True)
     if found.promote:
         publish(artifact, Store(address), MANIFEST)
     else:

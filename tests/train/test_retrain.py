@@ -67,6 +67,7 @@ def test_a_better_candidate_is_published_under_its_digest_whole_and_the_same_wha
     output = finish(*command, "--publish", f"s3://{BUCKET}/undisturbed")
     digest = output.splitlines()[-1].removeprefix("digest ")
     place = f"sentiment/{digest}/"
+    assert f"details    s3://{BUCKET}/undisturbed/{place}comparison.html" in output
     assert names(bucket, f"undisturbed/{place}") == {
         MANIFEST, "model.onnx", "tokenizer.json", "run.json", "comparison.json", "comparison.html",
     }  # fmt: skip
