@@ -213,7 +213,8 @@ def test_it_builds_and_every_object_is_valid_for_every_supported_version(variati
 
     assert objects
     for thing in objects:
-        for version in VERSIONS:
+        # Other names are as valid in one version as in another.
+        for version in VERSIONS[-1:] if variation.renamed else VERSIONS:
             check(canonical(thing), version)
 
 
