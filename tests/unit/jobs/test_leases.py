@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.errors import Unavailable
 from app.jobs import leases as module
 from app.jobs.leases import Job, Leases
 from app.jobs.queue import JobQueue
@@ -161,6 +162,18 @@ async def test_an_entry_that_is_no_job_is_one_without_texts(workers: Workers, fi
     (job,) = await workers.take(workers.one)
     assert job.texts == []
     assert await workers.one.finish(job, "failed", b"no") is not None
+    assert workers.client.xlen("jobs") == 0
+
+
+async def test_a_redis_that_is_full_takes_no_job_and_lets_go_of_those_it_has(workers: Workers) -> None:
+    job_id = await workers.queue.submit(TEXTS, None)
+    workers.client.config_set("maxmemory", 1)
+    with pytest.raises(Unavailable):
+        await workers.queue.submit(TEXTS, None)
+    (job,) = await workers.take(workers.one)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await workers.one.finish(job, "done", b"[]")
+    assert (await workers.queue.status(job_id)).status == "done"
     assert workers.client.xlen("jobs") == 0
 
 
