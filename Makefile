@@ -6,11 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda image-cpu \
-	image-gpu image-fetch image-train release image-tools image-test test-train clean
+.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/cpu: docker/requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -136,6 +136,12 @@ image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, p
 image-gpu: ## the CUDA server's image with the artifact MODEL=DIR, best an fp16 one; fetches about 2 GB
 	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu "$(MODEL)"
 
+image-scoring: ## the CPU image that also has app.scoring's extra: data sets on disk and in object storage, with MODEL=DIR
+	EXTRAS=scoring sh docker/build.sh cpu $(IMAGE)-scoring:$(VERSION) "$(MODEL)"
+
+image-scoring-gpu: ## the same for CUDA
+	EXTRAS=scoring sh docker/build.sh gpu $(IMAGE)-scoring:$(VERSION)-gpu "$(MODEL)"
+
 image-fetch: ## the image of model.fetch, for init containers
 	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
 
@@ -176,7 +182,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.
 	mkdir -p $(TRAIN) && echo '$(TORCH:+cpu=)+cpu' >$(TRAIN)/torch.txt
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
-	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra train --extra train-test -o docker/requirements-train-test.txt
+	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt

@@ -8,15 +8,17 @@ ARG RUNTIME_BASE=${BASE}
 FROM ${BASE} AS build
 # pip itself stays in an environment of its own, so that the one that is shipped has none.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
-# Of pyproject.toml, what the model's task needs beyond every server: image, or none.
-ARG EXTRA=
-COPY docker/requirements-cpu.txt docker/requirements-image.txt /build/
+# Further extras of pyproject.toml: jobs through a queue, and what docker/build.sh adds for the model's task or the image.
+ARG EXTRAS=queue
+COPY docker/requirements-cpu.txt docker/requirements-image.txt docker/requirements-queue.txt docker/requirements-scoring.txt \
+    /build/
 # The secrets say where packages come from (a private index, a proxy's certificate) and leave no trace in the image.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
     --mount=type=cache,target=/root/.cache/pip \
+    for extra in ${EXTRAS}; do set -- "$@" -r "/build/requirements-${extra}.txt"; done; \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
-      --only-binary :all: --require-hashes -r /build/requirements-cpu.txt ${EXTRA:+-r /build/requirements-${EXTRA}.txt}
+      --only-binary :all: --require-hashes -r /build/requirements-cpu.txt "$@"
 COPY app /srv/app
 COPY model/__init__.py model/verify.py /srv/model/
 COPY model/package /srv/model/package

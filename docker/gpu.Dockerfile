@@ -7,14 +7,16 @@ ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
-# Of pyproject.toml, what the model's task needs beyond every server: image, or none.
-ARG EXTRA=
-COPY docker/requirements-gpu.txt docker/requirements-image.txt /build/
+# Further extras of pyproject.toml: jobs through a queue, and what docker/build.sh adds for the model's task or the image.
+ARG EXTRAS=queue
+COPY docker/requirements-gpu.txt docker/requirements-image.txt docker/requirements-queue.txt docker/requirements-scoring.txt \
+    /build/
 # No cache here: it would keep another copy of every library on the builder, and this is gigabytes.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \
+    for extra in ${EXTRAS}; do set -- "$@" -r "/build/requirements-${extra}.txt"; done; \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-compile \
-      --no-cache-dir --only-binary :all: --require-hashes -r /build/requirements-gpu.txt ${EXTRA:+-r /build/requirements-${EXTRA}.txt}
+      --no-cache-dir --only-binary :all: --require-hashes -r /build/requirements-gpu.txt "$@"
 COPY app /srv/app
 COPY model/__init__.py model/verify.py /srv/model/
 COPY model/package /srv/model/package

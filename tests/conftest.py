@@ -1,5 +1,6 @@
 """Fixtures shared by modules: packaged artifacts and a running server."""
 
+import csv
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,14 @@ def logging_left_as_it_was() -> Iterator[None]:
     root.handlers[:], root.level = handlers, level
     logging.captureWarnings(False)
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def csv_limit_left_as_it_was() -> Iterator[None]:
+    """A run of app.scoring sets it for its process."""
+    limit = csv.field_size_limit()
+    yield
+    csv.field_size_limit(limit)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.process import ROOT
 
 K8S = ROOT / "k8s"
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 # From 5.0 on, kustomize has all that the manifests use; kubectl has that since 1.27.
 KUSTOMIZE_AT_LEAST = (5, 0)
@@ -27,7 +28,10 @@ HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
 CANARY = ("", "canary")
-ADDITIONS = ("vpa-recommend", "monitoring", "guardrails")
+ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority")
+# Of k8s/worker, which the others do not need, and of the Jobs.
+FOR_WORKERS = ("worker-hpa",)
+FOR_JOBS = ("kueue",)
 
 Object = dict[str, Any]
 
@@ -56,16 +60,18 @@ def kubectl() -> str:
 
 @dataclass(frozen=True)
 class Variation:
-    """What somebody may apply: `resource` (base or an overlay) of these `manifests` with `components` listed in it,
-    perhaps with all names changed."""
+    """What somebody may apply: `resource` (base, an overlay or a job) of these `manifests`, perhaps with workers beside
+    it, with `components` listed in it, perhaps with all names changed."""
 
     resource: str
     components: tuple[str, ...] = ()
     renamed: bool = False
     manifests: Path = K8S
+    workers: bool = False
 
     def __str__(self) -> str:
-        return "+".join((self.resource.removeprefix("overlays/"), *self.components)) + (
+        beside = ("worker",) if self.workers else ()
+        return "+".join((self.resource.removeprefix("overlays/"), *beside, *self.components)) + (
             " renamed" if self.renamed else ""
         )
 
@@ -80,6 +86,8 @@ def _build(variation: Variation) -> str:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "k8s"
         shutil.copytree(variation.manifests, copy)
+        # Of which jobs/loadtest takes its files.
+        (Path(folder) / "loadtest").symlink_to(ROOT / "loadtest")
         # Edited in place, as its users would: components of an outer kustomization would miss the overlay's namespace.
         path = copy / variation.resource / "kustomization.yaml"
         if variation.resource == "base":
@@ -90,6 +98,8 @@ def _build(variation: Variation) -> str:
         added = [f"../../components/{name}" for name in variation.components]
         # First, as canary asks; the order of the others does not matter.
         kustomization["components"] = [*added, *kustomization.get("components", [])]
+        if variation.workers:
+            kustomization["resources"].append("../../worker")
         if variation.renamed:
             kustomization |= {"namePrefix": "team-", "nameSuffix": "-two"}
         path.write_text(json.dumps(kustomization))
@@ -110,15 +120,23 @@ def _combinations() -> Iterator[Variation]:
         for other, artifact in enumerate(ARTIFACTS):
             autoscaler = AUTOSCALERS[(number + other) % len(AUTOSCALERS)]
             canary = CANARY[(number + other) % len(CANARY)]
-            yield Variation(
-                "base", tuple(name for name in (canary, hardware, autoscaler, artifact, *ADDITIONS) if name)
-            )
+            # Not by KEDA, in half of them, and in each of the others' pairs once.
+            scaled = FOR_WORKERS if (number + other // 2) % 2 == 0 else ()
+            names = (canary, hardware, autoscaler, artifact, *ADDITIONS, *scaled)
+            yield Variation("base", tuple(name for name in names if name), workers=True)
 
 
 SINGLE = [
     Variation("base"),
     *(Variation(f"overlays/{name}") for name in OVERLAYS),
-    *(Variation("base", (name,)) for name in COMPONENTS),
+    *(Variation("base", (name,)) for name in COMPONENTS if name not in (*FOR_WORKERS, *FOR_JOBS)),
+]
+WITH_WORKERS = [
+    Variation("base", ("queue",), workers=True),
+    Variation("base", ("queue", "worker-hpa"), workers=True),
+    Variation("overlays/local", ("queue", "queue-local", "worker-hpa"), workers=True),
+    Variation("overlays/cpu", ("queue", "monitoring", "priority"), workers=True),
+    Variation("overlays/gpu", ("queue", "model-pvc"), workers=True),
 ]
 ON_OVERLAYS = [
     Variation("overlays/local", ("model-fetch",)),
@@ -128,10 +146,14 @@ ON_OVERLAYS = [
     *(Variation("overlays/gpu", ("canary", name, "monitoring")) for name in ARTIFACTS if name),
 ]
 COMBINED = list(_combinations())
-RENAMED = [Variation(v.resource, v.components, renamed=True) for v in (*SINGLE, *COMBINED[-8:])]
-VARIATIONS = [*SINGLE, *ON_OVERLAYS, *COMBINED, *RENAMED]
+RENAMED = [replace(each, renamed=True) for each in (*SINGLE, *WITH_WORKERS[:2], *COMBINED[-8:])]
+VARIATIONS = [*SINGLE, *WITH_WORKERS, *ON_OVERLAYS, *COMBINED, *RENAMED]
+# What ends: not beside the service, but in its namespace.
+FINITE = [Variation(f"jobs/{name}", components) for name in JOBS for components in ((), FOR_JOBS)]
 
 each_variation = pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+each_job = pytest.mark.parametrize("variation", FINITE, ids=str)
+each_build = pytest.mark.parametrize("variation", [*VARIATIONS, *FINITE], ids=str)
 
 
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
@@ -142,9 +164,40 @@ def name_of(thing: Object) -> str:
     return str(thing["metadata"]["name"])
 
 
+def servers(objects: list[Object]) -> list[Object]:
+    """Deployments that answer predictions: the stable one, and the canary's."""
+    return [
+        each for each in of_kind(objects, "Deployment") if "track" in each["spec"]["template"]["metadata"]["labels"]
+    ]
+
+
+def pods(objects: list[Object]) -> list[Object]:
+    """Pod templates, whatever makes Pods of them."""
+    found: list[Object] = []
+    for each in objects:
+        spec = each.get("spec", {})
+        match each["kind"]:
+            case "Deployment" | "Job":
+                found.append(spec["template"])
+            case "CronJob":
+                found.append(spec["jobTemplate"]["spec"]["template"])
+            case "RayJob":
+                cluster = spec["rayClusterSpec"]
+                found += [part["template"] for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+            case "TrainingRuntime":
+                jobs = spec["template"]["spec"]["replicatedJobs"]
+                found += [job["template"]["spec"]["template"] for job in jobs]
+    return found
+
+
 def containers(deployment: Object) -> list[Object]:
     """Init containers too."""
-    spec = deployment["spec"]["template"]["spec"]
+    return containers_of(deployment["spec"]["template"])
+
+
+def containers_of(template: Object) -> list[Object]:
+    """As `containers`, of a Pod template."""
+    spec = template["spec"]
     return [*spec.get("initContainers", []), *spec["containers"]]
 
 

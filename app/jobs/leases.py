@@ -49,8 +49,8 @@ for index = 2, #ARGV do
     end
 end
 """
-# KEYS: stream, job, dead letters. Answers milliseconds since submission, or -1 if the lease is another's. Whatever Redis'
-# memory is: in the end it needs less.
+# KEYS: stream, job, dead letters. Answers milliseconds since submission, or -1 if the lease is another's. However full
+# Redis' memory is: in the end it needs less.
 FINISH = """#!lua flags=allow-oom
 local consumer, entry, status, content, seconds, id, reason, deliveries = unpack(ARGV)
 if not redis.pcall('XPENDING', KEYS[1], 'workers', entry, entry, 1, consumer)[1] then return -1 end

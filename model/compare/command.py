@@ -46,19 +46,19 @@ def main() -> None:
     except (StartupError, OSError) as error:
         print(f"model.compare: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", ConfigError.exit_code))
-    print("\n".join(summary(found, args.out)))
+    print("\n".join(summary(found, str(args.out))))
     sys.exit(0 if found.promote else DO_NOT_PROMOTE)
 
 
-def summary(found: Comparison, folder: Path) -> list[str]:
-    """The lines that a log needs."""
+def summary(found: Comparison, place: str) -> list[str]:
+    """The lines that a log needs. place: where the files are, a folder or an address."""
     difference = found.difference
     lines = [
         f"accuracy   {found.champion.accuracy.estimate:.4f} → {found.candidate.accuracy.estimate:.4f} of "
         f"{found.data['rows']} rows, difference {difference.estimate:+.4f} ({difference.low:+.4f} to "
         f"{difference.high:+.4f}); {found.disagreements.count} answered differently",
         f"time       {found.time_ratio:g} ×, size {found.size_ratio:g} ×",
-        f"details    {folder / 'comparison.html'}",
+        f"details    {place}/comparison.html",
     ]
     failed = [f"fails      {check.name}: {check.found:g}, held to {check.limit:g}" for check in found.checks
               if not check.passed]  # fmt: skip

@@ -3,7 +3,7 @@ the run that they belong to.
 """
 
 import random
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Removes them all: the run has its result."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes them all, and nothing else that may be on their volume: the run has its result."""
+        for pattern in ("*.pt", "*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        with suppress(OSError):  # a volume's own folder stays
+            self.folder.rmdir()
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"))

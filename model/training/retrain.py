@@ -36,7 +36,7 @@ WORK = "retrain-"
 
 def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     """The exit code: 0 published, DO_NOT_PROMOTE. Raises StartupError, and SystemExit where it is interrupted."""
-    store, thresholds, recipe = Store(args.out), thresholds_of(args), recipe_of(args)
+    store, thresholds, recipe = Store(args.publish), thresholds_of(args), recipe_of(args)
     pinned = read_rows(args.evaluation) if args.evaluation else None
     numbers = {**asdict(recipe), "bias": args.bias}
     run = Run("model.training.retrain", file_digests(data), numbers, {"champion": args.champion_digest})
@@ -46,9 +46,9 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     for old in args.checkpoints.glob(f"{WORK}*"):
         if old != work:
             shutil.rmtree(old)
-    champion = work / "champion"
-    if Source(args.champion).scheme == "file":
-        champion = Path(args.champion)
+    champion, source = work / "champion", Source(args.champion)
+    if source.scheme == "file":
+        champion = Path(source.address(""))
     else:
         fetch(args.champion, champion, args.champion_digest)
     read_artifact(champion, args.champion_digest)
@@ -72,8 +72,8 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     digest = found.candidate.digest
     comparison = artifact if found.promote else work / "refused"
     write(found, comparison)
-    address = posixpath.join(str(args.out), NAME, *(() if found.promote else ("refused",)), digest)
-    print("\n".join(summary(found, Path(address))), flush=True)
+    address = posixpath.join(args.publish, NAME, *(() if found.promote else ("refused",)), digest)
+    print("\n".join(summary(found, address)), flush=True)
     if found.promote:
         publish(artifact, Store(address), MANIFEST)
     else:
@@ -110,15 +110,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.retrain",
         description="Trains, quantizes and exports a candidate, holds it to the champion, and publishes it at "
-        "OUT/NAME/DIGEST if it may take the champion's place. Prints the digest last. Exit code 10: it may not; 75: "
-        "interrupted, run it again.",
+        "PUBLISH/NAME/DIGEST if it may take the champion's place. Prints the digest last. Exit code 10: it may not; "
+        "75: interrupted, run it again.",
         epilog="example: python -m model.training.retrain --data s3://data/1 --champion s3://models/sentiment/1 "
-        "--out s3://models --checkpoints /checkpoints",
+        "--publish s3://models --checkpoints /checkpoints",
     )
     parser.add_argument("--data", required=True, metavar="URL|DIR", help="folder with the rated TSV files")
     parser.add_argument("--champion", required=True, metavar="URL|DIR", help="artifact that is served")
     parser.add_argument("--champion-digest", default="", metavar="SHA256", help="that its manifest.json must have")
-    parser.add_argument("--out", required=True, metavar="URL|DIR", help="folder of models: s3://, gs:// or a path")
+    parser.add_argument("--publish", required=True, metavar="URL|DIR", help="folder of all models")
     parser.add_argument(
         "--checkpoints", type=Path, required=True, metavar="DIR", help="where it works, and goes on from"
     )

@@ -18,17 +18,22 @@ from app import __version__
 from app.settings import PREFIX, Settings
 from model.release import write
 from tests.manifests import (
+    JOBS,
     K8S,
     Object,
     Variation,
     containers,
+    containers_of,
+    each_build,
     each_variation,
     environment,
     kustomize,
     name_of,
     of_kind,
+    pods,
     quantity,
     server_of,
+    servers,
 )
 
 CLUSTER_SCOPED = {"Namespace"}
@@ -41,7 +46,10 @@ RELEASES = {
 SHUTDOWN_SECONDS = 2
 # Until kube-proxy and ingress controllers on a busy cluster have taken a Pod off their lists.
 ENDPOINT_SECONDS = 10
+# A worker waits for its last read, gives back, and closes.
+GIVE_BACK_SECONDS = 5
 APP = "app.kubernetes.io/name"
+NAMES = {"sentiment-inference", "sentiment-inference-gateway", "sentiment-inference-valkey"}
 
 
 def pod_metadata(deployment: Object) -> Object:
@@ -62,96 +70,154 @@ def selected(selector: dict[str, str], objects: list[Object]) -> list[str]:
 
 
 def ports(deployment: Object) -> dict[str, int]:
-    return {port["name"]: port["containerPort"] for port in server_of(deployment)["ports"]}
+    return {port["name"]: port["containerPort"] for each in containers(deployment) for port in each.get("ports", [])}
 
 
 def is_stable(deployment: Object) -> bool:
-    return pod_labels(deployment)["track"] == "stable"
+    return pod_labels(deployment).get("track") == "stable"
+
+
+def is_worker(deployment: Object) -> bool:
+    return pod_labels(deployment).get("app.kubernetes.io/component") == "worker"
+
+
+def with_model(objects: list[Object]) -> list[Object]:
+    """Deployments whose Pods hold a model: servers and workers."""
+    return [each for each in of_kind(objects, "Deployment") if pod_labels(each)[APP] == "sentiment-inference"]
+
+
+def of_this_image(objects: list[Object]) -> list[Object]:
+    """Deployments of the server's image, the gateway's among them."""
+    deployments = of_kind(objects, "Deployment")
+    return [each for each in deployments if each["spec"]["template"]["spec"]["containers"][0]["name"] == "server"]
 
 
 @each_variation
 def test_every_selector_finds_the_pods_it_means(variation: Variation) -> None:
     objects = variation.objects()
     deployments = of_kind(objects, "Deployment")
-    stable = [name_of(each) for each in deployments if is_stable(each)]
-    every = [name_of(each) for each in deployments]
-    assert len(stable) == 1
+    assert len([each for each in deployments if is_stable(each)]) == 1
 
     for deployment in deployments:
         # Of its own Pods and no other Deployment's, or the two would fight over them.
         assert selected(deployment["spec"]["selector"]["matchLabels"], objects) == [name_of(deployment)]
         for constraint in deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
             assert selected(constraint["labelSelector"]["matchLabels"], objects) == [name_of(deployment)]
+    # Nobody sends anything to a worker.
     services = [selected(each["spec"]["selector"], objects) for each in of_kind(objects, "Service")]
-    assert sorted(services) == sorted([name] for name in every)
+    assert sorted(services) == sorted([name_of(each)] for each in deployments if not is_worker(each))
     for budget in of_kind(objects, "PodDisruptionBudget"):
-        assert selected(budget["spec"]["selector"]["matchLabels"], objects) == stable
+        assert selected(budget["spec"]["selector"]["matchLabels"], objects) == [name_of(budget)]
     for policy in of_kind(objects, "NetworkPolicy"):
-        assert selected(policy["spec"]["podSelector"]["matchLabels"], objects) == every
+        assert selected(policy["spec"]["podSelector"]["matchLabels"], objects)
     for monitor in of_kind(objects, "PodMonitor"):
-        assert selected(monitor["spec"]["selector"]["matchLabels"], objects) == every
+        scraped = selected(monitor["spec"]["selector"]["matchLabels"], objects)
+        assert {name_of(each) for each in of_this_image(objects)} <= set(scraped)
 
 
-@each_variation
-def test_every_name_that_is_referred_to_exists(variation: Variation) -> None:
+@each_build
+def test_every_pod_is_under_a_policy_that_denies_by_default(variation: Variation) -> None:
     objects = variation.objects()
-    names = {kind: {name_of(each) for each in of_kind(objects, kind)} for kind in {each["kind"] for each in objects}}
-    (stable,) = [name_of(each) for each in of_kind(objects, "Deployment") if is_stable(each)]
+    denying = [
+        policy["spec"]["podSelector"]["matchLabels"]
+        for policy in of_kind(objects, "NetworkPolicy")
+        if policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    ]
+    for template in pods(objects):
+        assert any(matches(selector, template["metadata"]["labels"]) for selector in denying)
 
-    for deployment in of_kind(objects, "Deployment"):
-        pod = deployment["spec"]["template"]["spec"]
+
+def names_of(objects: list[Object]) -> dict[str, set[str]]:
+    """Names by kind, and what is not made here: ../README.md says who makes it."""
+    names: dict[str, set[str]] = {"Secret": {"sentiment-inference-queue"}, "PersistentVolumeClaim": {"sentiment-model"}}
+    if any(each["kind"] == "Secret" for each in objects):
+        names["Secret"] = set()
+    for each in objects:
+        names.setdefault(each["kind"], set()).add(name_of(each))
+    return names
+
+
+@each_build
+def test_every_name_that_a_pod_refers_to_exists(variation: Variation) -> None:
+    objects = variation.objects()
+    names = names_of(objects)
+    for template in pods(objects):
+        pod = template["spec"]
         assert pod["serviceAccountName"] in names["ServiceAccount"]
-        for container in containers(deployment):
+        for volume in pod.get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in names["PersistentVolumeClaim"]
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in names["ConfigMap"]
+        for container in containers_of(template):
             for source in container.get("envFrom", []):
                 assert source["configMapRef"]["name"] in names["ConfigMap"]
+            for variable in container.get("env", []):
+                if "valueFrom" in variable:
+                    assert variable["valueFrom"]["secretKeyRef"]["name"] in names["Secret"]
             volumes = {volume["name"] for volume in pod.get("volumes", [])}
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
-        used = {claim["name"] for claim in server_of(deployment)["resources"].get("claims", [])}
+        used = {claim["name"] for each in pod["containers"] for claim in each["resources"].get("claims", [])}
         assert used == {claim["name"] for claim in pod.get("resourceClaims", [])}
         for claim in pod.get("resourceClaims", []):
             assert claim["resourceClaimTemplateName"] in names["ResourceClaimTemplate"]
+
+
+@each_variation
+def test_every_other_name_that_is_referred_to_exists(variation: Variation) -> None:
+    objects = variation.objects()
+    names = names_of(objects)
+    (stable,) = [name_of(each) for each in of_kind(objects, "Deployment") if is_stable(each)]
+
     for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
-        assert scaler["spec"]["scaleTargetRef"]["name"] == stable
+        assert scaler["spec"]["scaleTargetRef"]["name"] == name_of(scaler)
+        assert name_of(scaler) in names["Deployment"]
+        for trigger in scaler["spec"].get("triggers", []):
+            if "authenticationRef" in trigger:
+                assert trigger["authenticationRef"]["name"] in names["TriggerAuthentication"]
+    for authentication in of_kind(objects, "TriggerAuthentication"):
+        assert {each["name"] for each in authentication["spec"]["secretTargetRef"]} <= names["Secret"]
     for adviser in of_kind(objects, "VerticalPodAutoscaler"):
         assert adviser["spec"]["targetRef"]["name"] == stable
         for policy in adviser["spec"]["resourcePolicy"]["containerPolicies"]:
             assert policy["containerName"] == "server"
     for route in of_kind(objects, "HTTPRoute"):
         for rule in route["spec"]["rules"]:
-            assert {backend["name"] for backend in rule["backendRefs"]} == names["Service"]
+            assert {backend["name"] for backend in rule["backendRefs"]} == {name_of(each) for each in servers(objects)}
 
 
 @each_variation
 def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> None:
     objects = variation.objects()
-    (known,) = {tuple(ports(each).items()) for each in of_kind(objects, "Deployment")}
-    assert dict(known) == {"http": 8000}
-
-    for deployment in of_kind(objects, "Deployment"):
+    for deployment in of_this_image(objects):
         server = server_of(deployment)
+        assert ports(deployment) == {"http": 8000}
         assert environment(server, objects)["APP_PORT"] == "8000"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert server[probe]["httpGet"]["port"] == "http"
+    listening = {name_of(each): ports(each) for each in of_kind(objects, "Deployment")}
     for service in of_kind(objects, "Service"):
-        assert [(port["name"], port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [
-            ("http", 8000, "http")
-        ]
+        (behind,) = selected(service["spec"]["selector"], objects)
+        assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == listening[behind]
     for policy in of_kind(objects, "NetworkPolicy"):
-        for rule in policy["spec"].get("ingress", []):
-            assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+        for behind in selected(policy["spec"]["podSelector"]["matchLabels"], objects):
+            for rule in policy["spec"].get("ingress", []):
+                assert [port["port"] for port in rule["ports"]] == list(listening[behind].values())
     for monitor in of_kind(objects, "PodMonitor"):
         assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["http"]
     for route in of_kind(objects, "HTTPRoute"):
         assert {backend["port"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]} == {8000}
 
 
-@each_variation
+@each_build
 def test_every_pod_meets_the_restricted_standard(variation: Variation) -> None:
-    for deployment in of_kind(variation.objects(), "Deployment"):
-        pod = deployment["spec"]["template"]["spec"]
+    for template in pods(variation.objects()):
+        pod = template["spec"]
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
-        assert pod["securityContext"] == {
+        # The group of a volume's files is its own matter.
+        given = {key: value for key, value in pod["securityContext"].items() if not key.startswith("fsGroup")}
+        assert given == {
             "runAsNonRoot": True,
             "runAsUser": 10001,
             "runAsGroup": 10001,
@@ -159,8 +225,8 @@ def test_every_pod_meets_the_restricted_standard(variation: Variation) -> None:
         }
         assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
         for volume in pod.get("volumes", []):
-            assert volume.keys() - {"name"} <= {"emptyDir", "persistentVolumeClaim", "image"}
-        for container in containers(deployment):
+            assert volume.keys() - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim", "image"}
+        for container in containers_of(template):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "privileged": False,
@@ -170,35 +236,42 @@ def test_every_pod_meets_the_restricted_standard(variation: Variation) -> None:
             assert not any("hostPort" in port for port in container.get("ports", []))
 
 
-@each_variation
-def test_every_container_says_what_it_needs_and_the_server_has_three_probes(variation: Variation) -> None:
-    for deployment in of_kind(variation.objects(), "Deployment"):
-        for container in containers(deployment):
+@each_build
+def test_every_container_says_what_it_needs_and_why_it_ended(variation: Variation) -> None:
+    for template in pods(variation.objects()):
+        for container in containers_of(template):
             requests, limits = container["resources"]["requests"], container["resources"]["limits"]
             for resource in ("cpu", "memory"):
                 assert 0 < quantity(requests[resource]) <= quantity(limits[resource])
             assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+@each_variation
+def test_the_server_has_three_probes(variation: Variation) -> None:
+    objects = variation.objects()
+    for deployment in of_this_image(objects):
         server = server_of(deployment)
         # One runner for each whole core of the limit: a fraction would be idle.
         assert quantity(server["resources"]["limits"]["cpu"]) == int(quantity(server["resources"]["limits"]["cpu"]))
         paths = {probe: server[probe]["httpGet"]["path"] for probe in server if probe.endswith("Probe")}
-        assert paths == {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/live"}
+        # Where /ready waits for the queue, no restart would mend that.
+        start = "/ready" if deployment in servers(objects) else "/live"
+        assert paths == {"startupProbe": start, "readinessProbe": "/ready", "livenessProbe": "/live"}
         # A gate that fails ends the process; one that is slow must not be ended by the probe, nor by the rollout.
         startup = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
         assert 120 <= startup <= deployment["spec"]["progressDeadlineSeconds"]
 
 
-@each_variation
+@each_build
 def test_every_image_has_a_tag_that_stays(variation: Variation) -> None:
-    for deployment in of_kind(variation.objects(), "Deployment"):
-        images = [container["image"] for container in containers(deployment)]
-        for volume in deployment["spec"]["template"]["spec"].get("volumes", []):
+    for template in pods(variation.objects()):
+        images = [container["image"] for container in containers_of(template)]
+        for volume in template["spec"].get("volumes", []):
             images += [volume["image"]["reference"]] if "image" in volume else []
         for image in images:
             name, _, tag = image.rpartition(":")
             assert name
-            assert tag != "latest"
-            assert image.startswith("sentiment-model:") or tag.startswith(__version__)
+            assert tag.startswith(__version__ if name.startswith("sentiment-inference") else tuple("0123456789"))
 
 
 def fields(names: Iterable[str]) -> set[str]:
@@ -215,24 +288,24 @@ def credentials(settings: type[BaseSettings]) -> set[str]:
 def readable(objects: list[Object]) -> set[str]:
     """Settings with a value that anybody may read who may read manifests: in a ConfigMap or in a Pod itself."""
     found = {name for each in of_kind(objects, "ConfigMap") for name in each.get("data", {})}
-    for deployment in of_kind(objects, "Deployment"):
-        for container in containers(deployment):
+    for template in pods(objects):
+        for container in containers_of(template):
             found |= environment(container, objects).keys()
     return fields(found)
 
 
-@each_variation
+@each_build
 def test_every_setting_exists_and_is_valid_and_none_is_a_credential(variation: Variation) -> None:
     objects = variation.objects()
     assert not readable(objects) & credentials(Settings)
-    for deployment in of_kind(objects, "Deployment"):
-        for container in containers(deployment):
+    for template in pods(objects):
+        for container in containers_of(template):
             assert fields(each["name"] for each in container.get("env", [])) <= Settings.model_fields.keys()
             given = {name: value for name, value in environment(container, objects).items() if name.startswith(PREFIX)}
             assert fields(given) <= Settings.model_fields.keys()
             # Arguments go before this process's own environment.
             settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in given.items()})
-            assert str(settings.model_dir) == "/models/current"
+            assert str(settings.model_dir) == ("/models/current" if given else "model/sentiment")
 
 
 @pytest.mark.parametrize("place", ["ConfigMap", "Pod", "Secret"])
@@ -256,13 +329,18 @@ def test_a_credential_is_found_wherever_it_is_written_out(place: str) -> None:
 @each_variation
 def test_a_pod_has_the_time_to_leave_without_losing_a_request(variation: Variation) -> None:
     objects = variation.objects()
-    for deployment in of_kind(objects, "Deployment"):
+    for deployment in of_this_image(objects):
         server = server_of(deployment)
-        sleep = server["lifecycle"]["preStop"]["sleep"]["seconds"]
         settings = environment(server, objects)
         drain = float(settings["APP_DRAIN_DELAY_SECONDS"]) + float(settings["APP_DRAIN_TIMEOUT_SECONDS"])
-        timeout = float(environment(server, objects)["APP_REQUEST_TIMEOUT_MS"]) / 1000
         grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        if is_worker(deployment):
+            # No endpoint leads to it, so it need not wait for any to be taken off.
+            assert float(settings["APP_DRAIN_DELAY_SECONDS"]) == 0
+            assert grace > drain + GIVE_BACK_SECONDS
+            continue
+        sleep = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+        timeout = float(settings["APP_REQUEST_TIMEOUT_MS"]) / 1000
         assert sleep >= ENDPOINT_SECONDS
         assert drain > timeout
         assert grace > sleep + drain + SHUTDOWN_SECONDS
@@ -291,7 +369,7 @@ def most_pods(deployment: Object, objects: list[Object]) -> int:
     for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
         if scaler["spec"]["scaleTargetRef"]["name"] == name_of(deployment):
             replicas = bounds(scaler)[1]
-    return int(replicas + deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"])
+    return int(replicas + deployment["spec"]["strategy"].get("rollingUpdate", {"maxSurge": 0})["maxSurge"])
 
 
 def asked(deployment: Object, part: str, resource: str) -> float:
@@ -327,6 +405,9 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
     objects = variation.objects()
     wants_gpu = any(name.startswith("gpu") for name in variation.components) or variation.resource == "overlays/gpu"
     for deployment in of_kind(objects, "Deployment"):
+        asked_for = {name for each in containers(deployment) for name in each["resources"]["limits"]}
+        assert deployment in with_model(objects) or asked_for == {"cpu", "memory"}
+    for deployment in with_model(objects):
         pod, server = deployment["spec"]["template"]["spec"], server_of(deployment)
         limits = {name for name in server["resources"]["limits"] if name.startswith("nvidia.com/")}
         claims = pod.get("resourceClaims", [])
@@ -334,7 +415,8 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
         rolling = deployment["spec"]["strategy"]["rollingUpdate"]
         if not wants_gpu:
             assert environment(server, objects)["APP_PROVIDER"] == "cpu"
-            assert not any((limits, claims, tolerated, pod.get("nodeSelector")))
+            assert not any((limits, claims, pod.get("nodeSelector")))
+            assert tolerated == (["interruptible"] if is_worker(deployment) else [])
             assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
             assert not server["image"].endswith("-gpu")
             continue
@@ -354,7 +436,7 @@ def test_everything_carries_the_name_label_and_no_cluster_wide_object_but_the_na
     objects = variation.objects()
     for each in objects:
         if each["kind"] != "Namespace":
-            assert each["metadata"]["labels"][APP] == "sentiment-inference"
+            assert each["metadata"]["labels"][APP] in NAMES
     (namespace,) = {each["metadata"].get("namespace") for each in objects if each["kind"] not in CLUSTER_SCOPED}
     for each in of_kind(objects, "Namespace"):
         assert each["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -362,17 +444,25 @@ def test_everything_carries_the_name_label_and_no_cluster_wide_object_but_the_na
             assert name_of(each) == namespace
 
 
-@each_variation
+@each_build
 def test_network_policy_denies_all_but_what_is_named(variation: Variation) -> None:
-    policies = {name_of(each): each["spec"] for each in of_kind(variation.objects(), "NetworkPolicy")}
-    for name, spec in policies.items():
-        for rule in (*spec.get("ingress", []), *spec.get("egress", [])):
+    for policy in of_kind(variation.objects(), "NetworkPolicy"):
+        for rule in (*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])):
             # An empty list would mean everybody, or every port.
             assert rule["ports"]
-            assert rule.get("from") or rule.get("to"), name
-    fetches = "model-fetch" in variation.components
-    assert any(spec["policyTypes"] == ["Ingress", "Egress"] and "egress" not in spec for spec in policies.values())
-    assert any("egress" in spec for spec in policies.values()) == fetches
+            assert rule.get("from") or rule.get("to"), name_of(policy)
+
+
+@each_variation
+def test_a_server_opens_no_connection_unless_it_fetches_its_model(variation: Variation) -> None:
+    objects = variation.objects()
+    for server in servers(objects):
+        selecting = [
+            policy["spec"]
+            for policy in of_kind(objects, "NetworkPolicy")
+            if matches(policy["spec"]["podSelector"]["matchLabels"], pod_labels(server))
+        ]
+        assert any("egress" in spec for spec in selecting) == ("model-fetch" in variation.components)
 
 
 def one(variation: Variation, kind: str, name: str = "sentiment-inference") -> Object:
@@ -380,8 +470,9 @@ def one(variation: Variation, kind: str, name: str = "sentiment-inference") -> O
     return found
 
 
-def test_deleting_its_namespace_undoes_the_local_overlay() -> None:
-    objects = Variation("overlays/local").objects()
+@pytest.mark.parametrize("name", ["local", "local-queue"])
+def test_deleting_its_namespace_undoes_the_local_overlay(name: str) -> None:
+    objects = Variation(f"overlays/{name}").objects()
     (namespace,) = of_kind(objects, "Namespace")
 
     assert name_of(namespace) not in ("default", "sentiment-inference")
@@ -392,10 +483,12 @@ def test_deleting_its_namespace_undoes_the_local_overlay() -> None:
 
 
 def test_the_local_overlay_is_one_replica_that_is_never_pulled() -> None:
-    deployment = one(Variation("overlays/local"), "Deployment")
-
-    assert deployment["spec"]["replicas"] == 1
-    assert {each["imagePullPolicy"] for each in containers(deployment)} == {"Never"}
+    for deployment in (
+        one(Variation("overlays/local"), "Deployment"),
+        *of_this_image(Variation("overlays/local-queue").objects()),
+    ):
+        assert deployment["spec"]["replicas"] == 1
+        assert {each["imagePullPolicy"] for each in containers(deployment)} == {"Never"}
 
 
 def test_the_cpu_overlay_has_3_to_20_replicas() -> None:
@@ -448,7 +541,7 @@ def released(path: Path) -> dict[str, set[str | None]]:
 
 @each_variation
 def test_the_release_is_written_once_and_is_the_same_wherever_it_is_read(variation: Variation) -> None:
-    for deployment in of_kind(variation.objects(), "Deployment"):
+    for deployment in servers(variation.objects()):
         found = release_of(variation, name_of(deployment))
         assert found == released(RELEASES["base" if is_stable(deployment) else "canary"])
         assert ("annotations" in pod_metadata(deployment)) == is_stable(deployment)
@@ -605,17 +698,18 @@ def test_the_hpa_goes_up_in_a_minute_and_down_in_many() -> None:
     assert pods_after(20, 300, behavior["scaleDown"], -1) >= 10
 
 
-def test_the_readme_names_every_component_and_overlay() -> None:
+def test_the_readme_names_every_component_overlay_and_job() -> None:
     text = (K8S / "README.md").read_text()
 
-    for folder in ("components", "overlays"):
+    for folder in ("components", "overlays", "jobs"):
         for path in (K8S / folder).iterdir():
             assert f"`{path.name}`" in text or f"{folder}/{path.name}" in text
 
 
 def test_every_object_that_the_readme_s_commands_name_exists() -> None:
-    objects = Variation("overlays/cpu", ("canary",)).objects()
-    objects += [each for each in yaml.safe_load_all(kustomize(K8S / "jobs" / "loadtest")) if each]
+    objects = Variation("overlays/cpu", ("canary", "queue", "queue-local"), workers=True).objects()
+    for name in JOBS:
+        objects += Variation(f"jobs/{name}").objects()
     known = {f"{each['kind'].lower()}/{name_of(each)}" for each in objects}
     named = re.findall(r"[\w,.]+/sentiment-inference\b[\w-]*(?=[ `\n])", (K8S / "README.md").read_text())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.manifests import K8S, OVERLAYS, kustomize
+from tests.manifests import JOBS, K8S, OVERLAYS, kustomize
 from tests.process import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"
 SPELT = PROJECT.replace("-", "[-_ ]")
 # One as usual, and the longest there may be: no line may become too long by it.
 NAMES = ("renamed-starter", "the-longest-name-that-a-starter-can-have")
+FOLDERS = {"overlays": OVERLAYS, "jobs": JOBS}
 
 
 def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -71,7 +72,7 @@ def test_the_old_name_is_nowhere(renamed: Path) -> None:
 
 
 def test_what_was_named_for_the_starter_is_named_anew(renamed: Path) -> None:
-    folders = [*(renamed / "k8s" / "overlays" / name for name in OVERLAYS), renamed / "k8s" / "jobs" / "loadtest"]
+    folders = [renamed / "k8s" / folder / name for folder, names in FOLDERS.items() for name in names]
     objects = [each for folder in folders for each in yaml.load_all(kustomize(folder), yaml.CSafeLoader)]
     names = {each["metadata"]["name"] for each in objects}
     namespaces = {each["metadata"]["namespace"] for each in objects if "namespace" in each["metadata"]}

@@ -278,8 +278,8 @@ def test_neither_password_nor_text_is_ever_said() -> None:
             ServerProcess(module="app.worker", queue_url=redis.url.replace("hush-hush", "hush-quiet"))
         )
         redis.start()
-        assert wrong.get("/ready").json()["stage"] == "connecting"
         until(lambda: any("does not answer" in line["event"] for line in wrong.logs()))
+        assert wrong.get("/ready").json()["stage"] == "connecting"
         said = ""
         for process in (jobs.gateway, worker, wrong):
             said += process.output() + process.errors() + process.get("/metrics").text

@@ -23,8 +23,9 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path):
     found = kept.latest()
     assert found is not None
     assert found["weights"].tolist() == [100.0, 100.0]
+    (kept.folder / "notes.txt").touch()
     kept.clear()
-    assert not kept.folder.exists()
+    assert [path.name for path in kept.folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_write_that_fails_leaves_the_one_before(tmp_path, monkeypatch):

@@ -64,9 +64,10 @@ def test_a_better_candidate_is_published_under_its_digest_whole_and_the_same_wha
     champion = upload(bucket, text_model(words_known=3), "champions/worse")
     work = tmp_path / "checkpoints"
     command = (RETRAIN, *inputs, "--champion", champion, *LENIENT, "--checkpoints", work)
-    output = finish(*command, "--out", f"s3://{BUCKET}/undisturbed")
+    output = finish(*command, "--publish", f"s3://{BUCKET}/undisturbed")
     digest = output.splitlines()[-1].removeprefix("digest ")
     place = f"sentiment/{digest}/"
+    assert f"details    s3://{BUCKET}/undisturbed/{place}comparison.html" in output
     assert names(bucket, f"undisturbed/{place}") == {
         MANIFEST, "model.onnx", "tokenizer.json", "run.json", "comparison.json", "comparison.html",
     }  # fmt: skip
@@ -79,7 +80,7 @@ def test_a_better_candidate_is_published_under_its_digest_whole_and_the_same_wha
     assert made["parent"]["run"]["command"] == TRAIN
 
     (work / "retrain-0000").mkdir()  # of data that is old by now
-    killed = (*command, "--out", f"s3://{BUCKET}/killed", "--checkpoint-minutes", 0)
+    killed = (*command, "--publish", f"s3://{BUCKET}/killed", "--checkpoint-minutes", 0)
     for part in ("base", "int8"):
         process = start(*killed)
         while not (found := list(work.glob(f"retrain-*/{part}.checkpoints/*.pt"))):
@@ -102,7 +103,7 @@ def test_a_candidate_that_is_no_better_is_not_published_but_why_not_is(bucket, i
     champion = upload(bucket, text_model(), "champions/better")
     output = finish(
         RETRAIN, *inputs, "--champion", champion, *LENIENT, "--max-size-ratio=1.5", "--checkpoints", tmp_path,
-        "--out", f"s3://{BUCKET}/refused", code=DO_NOT_PROMOTE,
+        "--publish", f"s3://{BUCKET}/refused", code=DO_NOT_PROMOTE,
     )  # fmt: skip
     assert "fails      size ratio" in output
     (digest,) = {name.split("/")[0] for name in names(bucket, "refused/sentiment/refused/")}
@@ -116,7 +117,7 @@ def test_a_candidate_that_is_no_better_is_not_published_but_why_not_is(bucket, i
 
 
 def test_what_cannot_be_judged_is_refused_before_hours_of_training(inputs, tmp_path):
-    work = ("--checkpoints", tmp_path / "work", "--out", tmp_path / "models")
+    work = ("--checkpoints", tmp_path / "work", "--publish", tmp_path / "models")
     assert "nowhere" in finish(RETRAIN, *inputs, "--champion", "nowhere", *work, code=3)
     pinned = ("--champion", text_model(), "--champion-digest", "0" * 64)
     assert "digest pin mismatch" in finish(RETRAIN, *inputs, *pinned, *work, code=3)
