@@ -19,7 +19,7 @@ from app.batching.admission import Limits
 from app.batching.batcher import Batch, Batcher
 from app.errors import ArtifactError, ConfigError, StartupError, Unavailable
 from app.predictor import Predictor
-from app.runtime.loading import load_model
+from app.runtime.loading import load_configured
 from app.runtime.session import Model
 from app.settings import Settings, unknown_variables
 from app.telemetry import logging
@@ -122,17 +122,7 @@ class Lifecycle:
     def _pass_gate(self, loop: asyncio.AbstractEventLoop, on_loaded: Callable[[Predictor], None]) -> None:
         settings = self._settings
         try:
-            model = load_model(
-                settings.model_dir,
-                digest=settings.model_digest,
-                provider=settings.provider,
-                runners=settings.runners,
-                runner_threads=settings.runner_threads,
-                gpu_memory_bytes=settings.gpu_memory_bytes,
-                max_batch_rows=settings.max_batch_rows,
-                max_batch_tokens=settings.max_batch_tokens,
-                on_stage=self.enter,
-            )
+            model = load_configured(settings, on_stage=self.enter)
         except StartupError as error:
             self._on_fatal(error)
         # Whatever the gate did not foresee: a process that cannot become ready must end, or nobody notices.

@@ -39,7 +39,7 @@ from tenacity import (
 
 from app.artifact.integrity import verify_files
 from app.artifact.manifest import MANIFEST, Artifact, read_artifact
-from app.errors import ArtifactError, ConfigError, StartupError, one_line
+from app.errors import ArtifactError, ConfigError, StartupError, StorageError, one_line
 
 T = TypeVar("T")
 ATTEMPTS = 6
@@ -63,10 +63,8 @@ DENIED = {
 }
 
 
-class FetchError(StartupError):
+class FetchError(StorageError):
     """The artifact could not be fetched or stored. The message names the object and what to do, never a secret."""
-
-    exit_code = 5
 
 
 class OutOfTime(BaseException):

@@ -18,7 +18,7 @@ from app.artifact.manifest import MANIFEST, TensorSpec, read_artifact
 from app.errors import ArtifactError
 from app.runtime.session import Model, Provider, Session
 from app.runtime.tasks import Encoded, GoldenCase, open_task
-from app.settings import cpu_quota
+from app.settings import Settings, cpu_quota
 
 MEASURED_RUNS = 3
 # What "auto" means: runners, rows and padded tokens of one run. On a CPU padding is the whole cost and a large batch
@@ -26,6 +26,21 @@ MEASURED_RUNS = 3
 CUDA_RUNNERS = 2
 BATCH_LIMITS: dict[Provider, tuple[int, int]] = {"cpu": (8, 512), "cuda": (128, 16384)}
 Auto = Literal["auto"]
+
+
+def load_configured(settings: Settings, *, on_stage: Callable[[str], None] = lambda stage: None) -> Model:
+    """`load_model` of the artifact, and with the options, that the settings name. Raises as it does."""
+    return load_model(
+        settings.model_dir,
+        digest=settings.model_digest,
+        provider=settings.provider,
+        runners=settings.runners,
+        runner_threads=settings.runner_threads,
+        gpu_memory_bytes=settings.gpu_memory_bytes,
+        max_batch_rows=settings.max_batch_rows,
+        max_batch_tokens=settings.max_batch_tokens,
+        on_stage=on_stage,
+    )
 
 
 def load_model(

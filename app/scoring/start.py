@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from app.errors import ConfigError
-from app.runtime.loading import load_model
+from app.runtime.loading import load_configured
 from app.scoring.formats import SUFFIXES, open_format
 from app.scoring.plan import Work, open_plan
 from app.scoring.run import Count, Scorer
@@ -36,16 +36,7 @@ def open_scorer(options: Options, settings: Settings, count: Count = lambda scor
         raise ConfigError(f"OUTPUT: {output}: expected a place outside INPUT, which is {source}")
     file_format = options.file_format or _format_of(inputs)
     reader = open_format(file_format, options.max_row_bytes)
-    model = load_model(
-        settings.model_dir,
-        digest=settings.model_digest,
-        provider=settings.provider,
-        runners=settings.runners,
-        runner_threads=settings.runner_threads,
-        gpu_memory_bytes=settings.gpu_memory_bytes,
-        max_batch_rows=settings.max_batch_rows,
-        max_batch_tokens=settings.max_batch_tokens,
-    )
+    model = load_configured(settings)
     table, manifest = Table(model, file_format, options.text_column, options.id_column), model.artifact.manifest
     work = Work(
         model=manifest.name,

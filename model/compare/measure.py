@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from app.errors import ArtifactError
+from app.runtime.loading import batches
 from app.runtime.session import Model
 from app.runtime.tasks.answers import Label, Labels
 from app.runtime.tasks.text_classification import TextClassification
@@ -32,11 +33,8 @@ def predict(model: Model, texts: Sequence[str]) -> list[Label]:
     """The likeliest label and its score of each text, in order: tokenised, run in batches of similar length."""
     task = classifier(model)
     units = task.encode(texts)
-    rows = model.batch_rows if model.artifact.manifest.batching else 1
-    order = sorted(range(len(units)), key=lambda place: units[place].length)
     found: dict[int, Label | Labels] = {}
-    for start in range(0, len(order), rows):
-        places = order[start : start + rows]
+    for places in batches(units, model.batch_rows, model.batch_tokens):
         part = [units[place] for place in places]
         found |= zip(places, task.predictions(part, model.run([unit.payload for unit in part])), strict=True)
     return [cast("Label", found[place]) for place in range(len(units))]

@@ -273,7 +273,7 @@ async def test_a_gate_that_fails_in_a_way_nobody_foresaw_ends_the_process_too(mo
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody\nforesaw this")
 
-    monkeypatch.setattr("app.lifecycle.load_model", fail)
+    monkeypatch.setattr("app.lifecycle.load_configured", fail)
     reason = await reason_of_the_end(good["tensors"])
     assert isinstance(reason, StartupError)
     assert "\n" not in str(reason)

@@ -79,8 +79,8 @@ class HeldGate:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.opened = threading.Event()
         self.passed = False
-        self._load = module.load_model
-        patch.setattr(module, "load_model", self._load_late)
+        self._load = module.load_configured
+        patch.setattr(module, "load_configured", self._load_late)
 
     def _load_late(self, *args: Any, **kwargs: Any) -> Any:
         self.opened.wait(PATIENCE_SECONDS)
@@ -259,7 +259,7 @@ async def test_whatever_the_gate_did_not_foresee_is_fatal_too(monkeypatch: pytes
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("no\nmore")
 
-    monkeypatch.setattr(module, "load_model", fail)
+    monkeypatch.setattr(module, "load_configured", fail)
     start = Start(Path("/models/mine"))
     await start.ended()
     assert [str(error) for error in start.fatal] == ["/models/mine: the gate failed: MemoryError: no more"]
@@ -289,7 +289,7 @@ async def test_stages_of_the_gate_are_those_of_the_service(monkeypatch: pytest.M
             seen.append(start.lifecycle.stage)
         raise ProviderError("no CUDA")
 
-    monkeypatch.setattr(module, "load_model", stages)
+    monkeypatch.setattr(module, "load_configured", stages)
     await start.ended()
     assert seen == ["verifying", "loading", "warming"]
     assert start.fatal[0].exit_code == 4
