@@ -68,7 +68,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_weights_of_an_undist
 
 def test_the_best_average_so_far_outlives_a_kill(inputs, tmp_path):
     """At this rate the first epoch finds it."""
-    fast = (TRAIN, *inputs, "--learning-rate", 0.003)
+    fast = (TRAIN, *inputs, "--learning-rate", 0.01)
     finish(*fast, "--out", tmp_path / "expected")
     assert record(tmp_path / "expected")["metrics"]["epoch"] < 1
     checkpoints = tmp_path / "checkpoints"
