@@ -20,8 +20,12 @@ _WORDS = tuple(
 def sentence(rng: random.Random) -> str:
     """One sentence of log-normal length: half have 13 words or fewer, one in twenty over 35."""
     count = min(120, max(2, round(rng.lognormvariate(2.6, 0.6))))
-    words = [rng.choice(_WORDS) for _ in range(count)]
-    return " ".join(words).capitalize() + rng.choice((".", ".", "!", "?"))
+    return text_of_words(count, rng) + rng.choice((".", ".", "!", "?"))
+
+
+def text_of_words(count: int, rng: random.Random) -> str:
+    """So many words, with nothing behind the last."""
+    return " ".join(rng.choice(_WORDS) for _ in range(count)).capitalize()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -37,8 +41,7 @@ MIX = {"short": (0.30, 2, 8), "medium": (0.55, 9, 30), "long": (0.15, 60, 180)}
 def text_of(kind: str, rng: random.Random) -> str:
     """One text of a kind of MIX, its number of words even between that kind's bounds."""
     _, low, high = MIX[kind]
-    words = [rng.choice(_WORDS) for _ in range(rng.randint(low, high))]
-    return " ".join(words).capitalize() + "."
+    return text_of_words(rng.randint(low, high), rng) + "."
 
 
 def shares_of(text: str) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ COMMANDS = (
     "loadtest.capacity",
     "loadtest.simulate",
     "loadtest.benchmark",
+    "loadtest.benchmark.alone",
     "loadtest.benchmark.budget",
     "loadtest.benchmark.ceiling",
     "loadtest.benchmark.gpu_check",
