@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--artifact", type=text_artifact, default=SERVED, help="a text model's folder")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
     parser.add_argument("--wait-ms-250", type=float, default=160, help="APP_MAX_QUEUE_WAIT_MS for goodput in 250 ms")
-    parser.add_argument("--wait-ms-100", type=float, default=40, help="APP_MAX_QUEUE_WAIT_MS for goodput in 100 ms")
+    parser.add_argument("--wait-ms-100", type=float, default=50, help="APP_MAX_QUEUE_WAIT_MS for goodput in 100 ms")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json")
     args = parser.parse_args()
     allow_connections()
