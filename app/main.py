@@ -17,6 +17,7 @@ from app.settings import Settings, read_settings
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics, MetricsSource, QueueMetrics
+from app.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from app.jobs.queue import JobQueue
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     metrics = Metrics(LABELS)
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics, on_fatal)
+    lifecycle.tracing = or_exit(Tracing.start)
     has_model = settings.role == "server"
     queue_metrics = None
     if settings.takes_jobs:

@@ -54,6 +54,7 @@ class InferenceMiddleware:
         else:
             route, path_params = found
             request = InferenceRequest(scope, receive, route.label, path_params, self.limits)
+            request.usage = self.log.begin(route.method, route.label, request.headers, request.started)
             await self._infer(request, route, scope, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +113,8 @@ class InferenceMiddleware:
         # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
         except Exception as error:
             request.error = type(error).__name__
-            logger().error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
+            ids = {"request_id": request.id, **(request.usage.trace.ids if request.usage.trace is not None else {})}
+            logger().error("unhandled", **ids, error_type=request.error, stack=stack_of(error))
             return Response(500, INTERNAL_ERROR)
 
     def _record(self, request: InferenceRequest) -> None:

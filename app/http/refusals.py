@@ -3,6 +3,7 @@ the application costs. The rest of a refusal, and all of them under another serv
 """
 
 import asyncio
+import time
 from typing import Any
 
 from app.errors import Unavailable
@@ -11,7 +12,6 @@ from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import HOOKS, find_inference_route
 from app.lifecycle import Lifecycle
-from app.predictor import Usage
 from app.telemetry.metrics import Metrics
 
 
@@ -46,9 +46,11 @@ class Refusals:
         self._coming = 0
 
     def _answer(self, refusal: Unavailable, route: str, scope: Any) -> Response:
-        request_id = request_id_of(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        request_id = request_id_of(headers)
         self._metrics.rejections[refusal.reason].inc()
-        self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, Usage())
+        usage = self._log.begin(scope["method"], route, headers, time.monotonic())
+        self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, usage)
         response = error_response(refusal)
         response.headers.append((b"x-request-id", request_id.encode()))
         return response
