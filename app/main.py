@@ -67,11 +67,15 @@ def open_queue(settings: Settings) -> "JobQueue":
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
     settings = or_exit(read_settings)
+    if settings.admin_port and settings.http_processes > 1:
+        exit_process(ConfigError(f"APP_HTTP_PROCESSES={settings.http_processes}: expected 1 with APP_ADMIN_PORT"))
     if settings.http_processes > 1 and not settings.takes_jobs:
         from app.multiprocess.engine import serve_with_http_processes
 
         serve_with_http_processes(settings)
-    sock = or_exit(listen, settings.host, settings.port)
+    sockets = [or_exit(listen, settings.host, settings.port)]
+    if settings.admin_port:
+        sockets.append(or_exit(listen, settings.host, settings.admin_port, "APP_ADMIN_PORT"))
     app = create_app(settings)
-    logging.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    Server(app, app.state.lifecycle, settings, app.state.metrics_source.metrics).run_and_exit(sock)
+    logging.logger().info("listening", host=settings.host, port=sockets[0].getsockname()[1], version=__version__)
+    Server(app, app.state.lifecycle, settings, app.state.metrics_source.metrics).run_and_exit(*sockets)

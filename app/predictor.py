@@ -29,9 +29,10 @@ async def aside(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwa
 @dataclass(slots=True)
 class Usage:
     """What one request cost: for its log line, its `Server-Timing` header and its trace. submitted: when it was queued,
-    on the clock of `time.monotonic()`."""
+    on the clock of `time.monotonic()`. client: who asked, where that is known."""
 
     trace: Trace | None = None
+    client: str | None = None
     rows: int = 0
     tokens: int = 0
     submitted: float = 0.0

@@ -37,6 +37,8 @@ ADDITIONS = (
     "priority",
     "tracing",
     "tracing-local",
+    "api-keys",
+    "admin-port",
 )
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)

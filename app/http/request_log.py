@@ -6,7 +6,7 @@ from app.errors import Unavailable
 from app.lifecycle import Lifecycle
 from app.predictor import Usage
 from app.telemetry.logging import Sampler, logger
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import ClientMetrics, Metrics
 from app.telemetry.tracing import Trace
 
 REFUSALS_LOGGED_PER_SECOND = 100
@@ -16,7 +16,8 @@ TRACE_CONTEXT = (b"traceparent", b"tracestate")
 class RequestLog:
     """Of one application."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, clients: ClientMetrics | None = None) -> None:
+        self._clients = clients
         self._lifecycle = lifecycle
         self._metrics = metrics
         # Bound now: the lazy logger would bind anew for every line.
@@ -39,6 +40,8 @@ class RequestLog:
     ) -> None:
         """error: the type that `status` comes from. seconds: from its first byte to its answer."""
         trace = usage.trace
+        if self._clients is not None and usage.client is not None:
+            self._clients.answered[usage.client, status].inc()
         self._metrics.answered[route, status].inc()
         self._metrics.durations[route].observe(seconds, trace.exemplar if trace is not None else None)
         # A request refused before its body was read says nothing of sizes.
@@ -64,6 +67,7 @@ class RequestLog:
             inference_ms=round(usage.inference_seconds * 1000, 3),
             model=name,
             model_version=version,
+            **({"client": usage.client} if usage.client is not None else {}),
             **(trace.ids if trace is not None else {}),
         )
 

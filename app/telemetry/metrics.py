@@ -130,6 +130,16 @@ class MetricsSource:
         return self.metrics.statistics
 
 
+class ClientMetrics:
+    """Of who asks, where that is known by a key."""
+
+    def __init__(self, registry: CollectorRegistry, names: Sequence[str]) -> None:
+        requests = Counter(
+            "inference_client_requests_total", "Inference requests answered.", ["client", "code"], registry=registry
+        )
+        self.answered = Children(requests, [(name, 200) for name in names])
+
+
 class GpuMetrics:
     """Gauges of the GPUs this process can see; created only where there is one."""
 
