@@ -42,7 +42,8 @@ ADDITIONS = (
 )
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
-FOR_JOBS = ("kueue",)
+IDENTITIES = ("identity-aws", "identity-azure", "identity-gcp")
+FOR_JOBS = ("kueue", *IDENTITIES)
 
 Object = dict[str, Any]
 
@@ -151,6 +152,7 @@ WITH_WORKERS = [
 ]
 ON_OVERLAYS = [
     Variation("overlays/local", ("model-fetch",)),
+    *(Variation("overlays/cpu", ("model-fetch", name)) for name in IDENTITIES),
     Variation("overlays/cpu", ("canary", "autoscale-inflight", "monitoring")),
     Variation("overlays/cpu", ("canary", "autoscale-keda", "monitoring", "vpa-recommend")),
     *(Variation("overlays/cpu", (name, "monitoring")) for name in ARTIFACTS if name),

@@ -4,90 +4,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from uuid import uuid4
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from app import __version__
+from tests.otlp_receiver import PARENT_ID, ClientTrace, Receiver
 from tests.process import NO_TLS, ROOT, ServerProcess, free_port
 from tests.redis_server import RedisServer
 from tests.text_model import NAME, SLOW, text_model
 
 PATIENCE_SECONDS = 60
-PARENT_ID = "b7ad6b7169203331"
 TEXT = "the heron waits"
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
-
-
-class ClientTrace:
-    """One that a client has begun."""
-
-    def __init__(self) -> None:
-        self.id = uuid4().hex
-        self.sampled = {"traceparent": f"00-{self.id}-{PARENT_ID}-01"}
-        self.not_sampled = {"traceparent": f"00-{self.id}-{PARENT_ID}-00"}
-
-    def has(self, span: Span) -> bool:
-        return span.trace_id.hex() == self.id
 
 
 @pytest.fixture
 def trace() -> ClientTrace:
     return ClientTrace()
-
-
-class Receiver:
-    """What a collector is to the service: takes POST /v1/traces."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self.resources: list[dict[str, str]] = []
-        self.raw = b""
-        self._changed = threading.Condition()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                receiver.take(self.rfile.read(int(self.headers["content-length"])))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.environment = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
-            "OTEL_BSP_SCHEDULE_DELAY": "20",
-        }
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def take(self, body: bytes) -> None:
-        with self._changed:
-            self.raw += body
-            for each in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.resources.append({pair.key: pair.value.string_value for pair in each.resource.attributes})
-                self.spans += [span for scope in each.scope_spans for span in scope.spans]
-            self._changed.notify_all()
-
-    def named(self, name: str, trace: "ClientTrace | None" = None, count: int = 1) -> list[Span]:
-        """Spans of that name (and trace), once there are so many."""
-
-        def found() -> list[Span]:
-            return [span for span in self.spans if span.name == name and (trace is None or trace.has(span))]
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(found()) >= count, PATIENCE_SECONDS), self.spans
-            return found()
 
 
 @pytest.fixture(scope="module")
