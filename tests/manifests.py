@@ -39,6 +39,7 @@ ADDITIONS = (
     "tracing-local",
     "api-keys",
     "admin-port",
+    "image-policy",
 )
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
