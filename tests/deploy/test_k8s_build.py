@@ -69,8 +69,9 @@ METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
 SECONDS: Object = {"type": "integer", "minimum": 1}
 # A Pod template is checked as Kubernetes' own: see `check`.
 RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
-# From the references of gateway.networking.k8s.io/v1, autoscaling.k8s.io/v1, ray.io/v1 and kyverno.io/v1: no CRD packaged for
-# Python.
+PEM = {"type": "string", "pattern": "^-----BEGIN PUBLIC KEY-----"}
+SIGNING_KEY = strict({"publicKeys": PEM, "rekor": strict({"ignoreTlog": {"const": True}})})
+# From the references of gateway.networking.k8s.io, autoscaling.k8s.io, ray.io and kyverno.io, all v1: no CRD packaged for Python.
 SCHEMAS: dict[str, Object] = {
     "RayJob": strict(
         {
@@ -166,27 +167,7 @@ SCHEMAS: dict[str, Object] = {
                                             "verifyDigest": {"const": True},
                                             "mutateDigest": {"const": False},
                                             "attestors": several(
-                                                strict(
-                                                    {
-                                                        "entries": several(
-                                                            strict(
-                                                                {
-                                                                    "keys": strict(
-                                                                        {
-                                                                            "publicKeys": {
-                                                                                "type": "string",
-                                                                                "pattern": "^-----BEGIN PUBLIC KEY-----",
-                                                                            },
-                                                                            "rekor": strict(
-                                                                                {"ignoreTlog": {"const": True}}
-                                                                            ),
-                                                                        }
-                                                                    )
-                                                                }
-                                                            )
-                                                        )
-                                                    }
-                                                )
+                                                strict({"entries": several(strict({"keys": SIGNING_KEY}))})
                                             ),
                                         }
                                     )
