@@ -176,7 +176,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra tracing --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
 	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.
@@ -184,6 +184,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
 	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
+	$(EXTRA) tracing | $(BIN)/$(LOCK) - -o docker/requirements-tracing.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt

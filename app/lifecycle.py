@@ -24,6 +24,7 @@ from app.runtime.session import Model
 from app.settings import Settings, unknown_variables
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from app.jobs.queue import JobQueue
@@ -59,10 +60,11 @@ def or_exit(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 class Lifecycle:
     """predictor: what answers, from when the model has passed every check. jobs: the queue of jobs, where the settings
-    name one. refusing: whether new requests are refused because the service ends. in_flight: inference requests that
-    are not answered yet, and jobs that a worker has."""
+    name one. tracing: where an endpoint for traces is set. refusing: whether new requests are refused because the
+    service ends. in_flight: inference requests that are not answered yet, and jobs that a worker has."""
 
     jobs: "JobQueue"
+    tracing: Tracing | None = None
 
     def __init__(self, settings: Settings, metrics: Metrics, on_fatal: OnFatal = exit_process) -> None:
         """on_fatal: called with what keeps the service from ever being ready."""
@@ -146,7 +148,9 @@ class Lifecycle:
             model.overhead_tokens,
             settings.max_queue_wait_ms / 1000,
         )
-        batcher = Batcher(model.run, limits, model.tokens_per_second, partial(count_batch, metrics))
+        batcher = Batcher(
+            model.run, limits, model.tokens_per_second, partial(count_batch, metrics, tracing=self.tracing)
+        )
         try:
             batcher.start()
         except RuntimeError as error:  # no more threads
@@ -209,14 +213,16 @@ class Lifecycle:
         self.refusing = True
 
     def close(self) -> None:
-        """Ends the runners; whatever still waits fails with Unavailable."""
+        """Ends the runners; whatever still waits fails with Unavailable. Sends the traces that are left."""
         self.refuse()
         if self.predictor is not None:
             self.predictor.batcher.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
 
-def count_batch(metrics: Metrics, batch: Batch) -> None:
-    """Counts a finished run; the batcher's `on_batch`."""
+def count_batch(metrics: Metrics, batch: Batch, tracing: Tracing | None = None) -> None:
+    """Counts a finished run, and traces it; the batcher's `on_batch`."""
     rows, tokens, run_seconds = batch.rows, batch.tokens, batch.finished - batch.started
     metrics.statistics.runs += 1
     metrics.run.observe(run_seconds)
@@ -226,3 +232,7 @@ def count_batch(metrics: Metrics, batch: Batch) -> None:
     metrics.tokens_padding.inc(batch.padded_tokens - tokens)
     for entry in batch.entries:
         metrics.queue_wait.observe(batch.started - entry.submitted)
+    if tracing is not None:
+        traces = dict.fromkeys(entry.request.trace for entry in batch.entries if entry.request.trace is not None)
+        attributes = {"rows": rows, "tokens": tokens, "padded_tokens": batch.padded_tokens}
+        tracing.ran(traces, batch.started, batch.finished, attributes)

@@ -17,6 +17,7 @@ from app.settings import Settings, read_settings
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics, MetricsSource, QueueMetrics
+from app.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from app.jobs.queue import JobQueue
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     metrics = Metrics(LABELS)
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics, on_fatal)
+    lifecycle.tracing = or_exit(Tracing.start)
     has_model = settings.role == "server"
     queue_metrics = None
     if settings.takes_jobs:
@@ -65,11 +67,15 @@ def open_queue(settings: Settings) -> "JobQueue":
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
     settings = or_exit(read_settings)
+    if settings.admin_port and settings.http_processes > 1:
+        exit_process(ConfigError(f"APP_HTTP_PROCESSES={settings.http_processes}: expected 1 with APP_ADMIN_PORT"))
     if settings.http_processes > 1 and not settings.takes_jobs:
         from app.multiprocess.engine import serve_with_http_processes
 
         serve_with_http_processes(settings)
-    sock = or_exit(listen, settings.host, settings.port)
+    sockets = [or_exit(listen, settings.host, settings.port)]
+    if settings.admin_port:
+        sockets.append(or_exit(listen, settings.host, settings.admin_port, "APP_ADMIN_PORT"))
     app = create_app(settings)
-    logging.logger().info("listening", host=settings.host, port=sock.getsockname()[1], version=__version__)
-    Server(app, app.state.lifecycle, settings, app.state.metrics_source.metrics).run_and_exit(sock)
+    logging.logger().info("listening", host=settings.host, port=sockets[0].getsockname()[1], version=__version__)
+    Server(app, app.state.lifecycle, settings, app.state.metrics_source.metrics).run_and_exit(*sockets)

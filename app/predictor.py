@@ -13,6 +13,7 @@ from app.errors import Invalid, NotFound
 from app.runtime.session import Model
 from app.runtime.tasks import Encoded
 from app.telemetry.metrics import Statistics
+from app.telemetry.tracing import Trace
 
 # Joining results of that many bytes takes milliseconds.
 QUICK_RESULT_BYTES = 1 << 20
@@ -27,12 +28,24 @@ async def aside(slow: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwa
 
 @dataclass(slots=True)
 class Usage:
-    """What one request cost: for its log line and its `Server-Timing` header."""
+    """What one request cost: for its log line, its `Server-Timing` header and its trace. submitted: when it was queued,
+    on the clock of `time.monotonic()`. client: who asked, where that is known."""
 
+    trace: Trace | None = None
+    client: str | None = None
     rows: int = 0
     tokens: int = 0
+    submitted: float = 0.0
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
+
+    @property
+    def parts(self) -> list[tuple[str, float, float]]:
+        """Name, beginning and end of what became of it in the batcher."""
+        if not self.inference_seconds:
+            return []
+        dispatched = self.submitted + self.queue_seconds
+        return [("queue", self.submitted, dispatched), ("run", dispatched, dispatched + self.inference_seconds)]
 
 
 class Predictor:
@@ -81,7 +94,8 @@ class Predictor:
             raise Invalid("an input is longer than the model's window; shorten it, or send `truncate` true")
         usage.rows = sum(unit.rows for unit in units)
         usage.tokens = sum(unit.rows * unit.length for unit in units)
-        pending = self.batcher.submit(units, deadline)
+        pending = self.batcher.submit(units, deadline, usage.trace)
+        usage.submitted = pending.submitted
         delivered = 0.0
         try:
             results = await pending.future

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     job_result_seconds: int = Field(3600, ge=1, description="how long a job's result is kept")
     job_lease_seconds: float = Field(30, ge=1, le=3600, description="silence after which a worker's jobs are others'")
     job_max_deliveries: int = Field(3, ge=1, le=1000, description="tries of a job; beyond: dead letter")
+    api_keys_file: Path | None = Field(None, description="lines of NAME:KEY; inference takes one of these keys")
+    admin_port: int = Field(0, ge=0, le=65535, description="port for metrics and documentation alone; 0: the same")
+    cors_origins: str = Field("", description="origins whose pages may ask, with commas; *: all of them")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(

@@ -28,10 +28,23 @@ HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
 CANARY = ("", "canary")
-ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority")
+ADDITIONS = (
+    "queue",
+    "queue-local",
+    "vpa-recommend",
+    "monitoring",
+    "guardrails",
+    "priority",
+    "tracing",
+    "tracing-local",
+    "api-keys",
+    "admin-port",
+    "image-policy",
+)
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
-FOR_JOBS = ("kueue",)
+IDENTITIES = ("identity-aws", "identity-azure", "identity-gcp")
+FOR_JOBS = ("kueue", *IDENTITIES)
 
 Object = dict[str, Any]
 
@@ -140,6 +153,7 @@ WITH_WORKERS = [
 ]
 ON_OVERLAYS = [
     Variation("overlays/local", ("model-fetch",)),
+    *(Variation("overlays/cpu", ("model-fetch", name)) for name in IDENTITIES),
     Variation("overlays/cpu", ("canary", "autoscale-inflight", "monitoring")),
     Variation("overlays/cpu", ("canary", "autoscale-keda", "monitoring", "vpa-recommend")),
     *(Variation("overlays/cpu", (name, "monitoring")) for name in ARTIFACTS if name),

@@ -86,7 +86,7 @@ class ServerProcess:
 
         environment: variables besides the settings. max_files: that it may have open at once.
         """
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("APP_", "OTEL_"))}
         chosen = {
             "APP_PROVIDER": "cpu",
             "APP_HOST": "127.0.0.1",

@@ -94,18 +94,19 @@ class Batcher:
             runner.thread = threading.Thread(target=self._work, args=(runner,), name=f"runner-{index}", daemon=True)
             runner.thread.start()
 
-    def submit(self, units: Sequence[Unit], deadline: float) -> PendingRequest:
+    def submit(self, units: Sequence[Unit], deadline: float, trace: object = None) -> PendingRequest:
         """Queues one request's units. Await its `future` for their results in order; cancel it to give up.
 
-        deadline: on the clock of `time.monotonic()`. The future ends in DeadlineExceeded when it passes, in RunFailed
-        when the model fails on the units, in Unavailable when the batcher closes. Raises TooManyRows if the queue could
-        never hold the units, Unavailable if it cannot now or they would wait beyond the deadline.
+        deadline: on the clock of `time.monotonic()`. trace: kept for `on_batch`. The future ends in DeadlineExceeded
+        when that passes, in RunFailed when the model fails on the units, in Unavailable when the batcher closes.
+        Raises TooManyRows if the queue could never hold the units, Unavailable if it cannot now or they would wait
+        beyond the deadline.
         """
         if self._closed:
             raise Unavailable("shutting down", "draining", close=True)
         tokens = sum(unit.rows * unit.length for unit in units)
         self.admission.require_room(sum(unit.rows for unit in units), tokens, deadline)
-        pending = PendingRequest(units, self._loop.create_future(), deadline)
+        pending = PendingRequest(units, self._loop.create_future(), deadline, trace)
         self._deadlines.add(self._loop, pending, deadline)
         pending.future.add_done_callback(partial(self._ended, pending))
         self._enqueue(pending)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.errors import DeadlineExceeded
 
@@ -34,11 +34,12 @@ class Unit(Protocol):
 @dataclass(slots=True, eq=False)
 class PendingRequest:
     """One submitted request: its units, a future of their results, and how long they took. deadline: on the clock of
-    `time.monotonic()`."""
+    `time.monotonic()`. trace: whatever its submitter wants to find again in a `Batch`."""
 
     units: Sequence[Unit]
     future: "asyncio.Future[list[object]]"
     deadline: float
+    trace: Any = None
     entries: "list[QueueEntry]" = field(default_factory=list)
     results: list[object] = field(init=False)
     missing: int = field(init=False)

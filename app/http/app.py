@@ -9,9 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from app import NAME, __version__
+from app.access import ApiKeys
 from app.errors import ConfigError, RequestError
 from app.http.middleware import InferenceMiddleware
 from app.http.openapi import document, path_parameters
@@ -19,9 +21,9 @@ from app.http.refusals import Refusals
 from app.http.request_log import RequestLog
 from app.http.response import error_response
 from app.http.routes import Route, rows_of
-from app.lifecycle import Lifecycle, exit_process
+from app.lifecycle import Lifecycle, exit_process, or_exit
 from app.settings import Settings
-from app.telemetry.metrics import MetricsSource
+from app.telemetry.metrics import ClientMetrics, MetricsSource
 
 # FastAPI's own costs each request a look-up, and where it is set up it records what exceptions say.
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -48,16 +50,22 @@ def build_app(
             yield
 
     metrics = metrics_source.metrics
-    log = RequestLog(lifecycle, metrics)
+    keys, clients = None, None
+    if settings.api_keys_file is not None:
+        keys = or_exit(ApiKeys, settings.api_keys_file)
+        clients = ClientMetrics(metrics.registry, sorted(keys.names))
+    log = RequestLog(lifecycle, metrics, clients)
     paths = {route.path for route in rows if route.label}
-    inference = Middleware(InferenceMiddleware, settings, lifecycle, metrics, log, paths)
+    inference = Middleware(InferenceMiddleware, settings, lifecycle, metrics, log, paths, keys)
     app = FastAPI(
         title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], telemetry=NO_TELEMETRY
     )
     app.router.redirect_slashes = False
+    if settings.cors_origins:
+        allow_origins(app, settings.cors_origins)
     app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
     app.state.rows = rows
-    app.state.refusals = Refusals(lifecycle, metrics, log)
+    app.state.refusals = Refusals(lifecycle, metrics, log, keys)
     for route in rows:
         if route.label:
             continue
@@ -79,6 +87,18 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_bug)
     return app
+
+
+def allow_origins(app: FastAPI, origins: str) -> None:
+    """Lets pages of these origins (with commas; `*`: all) ask, and read the answers' headers. Not with cookies."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["location", "retry-after", "server-timing", "x-model", "x-request-id"],
+        max_age=3600,
+    )
 
 
 def refuse_what_would_be_bypassed(app: FastAPI) -> None:

@@ -2,8 +2,7 @@
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-
-PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+from prometheus_client.exposition import choose_encoder
 
 
 async def live(request: Request) -> Response:
@@ -21,5 +20,6 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
-    return Response(await request.app.state.metrics_source.render(), media_type=PROMETHEUS_TEXT)
+    """Prometheus text; OpenMetrics, which has exemplars, for who asks for that."""
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(await request.app.state.metrics_source.render(encode), media_type=media_type)

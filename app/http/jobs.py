@@ -39,7 +39,8 @@ async def submit(request: InferenceRequest) -> InferenceResponse:
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest("idempotency-key: expected 1 to 256 ASCII characters")
     request.usage.rows = len(texts)
-    job_id = await request.jobs.submit(texts, key)
+    trace = request.usage.trace
+    job_id = await request.jobs.submit(texts, key, trace.carrier if trace is not None else None)
     location = (b"location", f"/jobs/{job_id}".encode())
     return InferenceResponse(202, msgspec.json.encode(Accepted(job_id)), [location])
 

@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import ApiKeys
 from app.errors import RequestError, Unavailable
 from app.http.request import InferenceRequest, RequestLimits, request_id_of
 from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
-from app.http.routes import EXEMPT_PATHS, HOOKS, Route, find_inference_route
+from app.http.routes import ADMIN_PATHS, DOCUMENTATION, EXEMPT_PATHS, HOOKS, PROBES, Route, find_inference_route
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.logging import logger, stack_of
@@ -29,9 +30,18 @@ class InferenceMiddleware:
     """An ASGI application around `app`; the table in `app.http.routes` says which paths are inference."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog, paths: set[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        log: RequestLog,
+        paths: set[str],
+        keys: ApiKeys | None = None,
     ) -> None:
-        """paths: those of the table that are served."""
+        """paths: those of the table that are served. keys: one of which a request needs."""
+        self.keys = keys
+        self.admin_port = settings.admin_port
         self.app = app
         self.paths = paths
         self.limits = RequestLimits(settings.max_body_bytes, settings.request_timeout_ms / 1000)
@@ -42,6 +52,9 @@ class InferenceMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if self.admin_port and not self._belongs(scope):
+            await _send(self._with_headers(scope, send), error_response(HTTPException(404)))
             return
         found = find_inference_route(scope["path"])
         if found is None or found[0].path not in self.paths:
@@ -54,12 +67,21 @@ class InferenceMiddleware:
         else:
             route, path_params = found
             request = InferenceRequest(scope, receive, route.label, path_params, self.limits)
+            request.usage = self.log.begin(route.method, route.label, request.headers, request.started)
             await self._infer(request, route, scope, send)
 
+    def _belongs(self, scope: Scope) -> bool:
+        """Whether a path is for the port that it was asked on: probes are for both."""
+        path, admin = scope["path"], scope["server"][1] == self.admin_port
+        return path in PROBES or (path in ADMIN_PATHS) == admin
+
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """To the application, if the hooks let it."""
-        if HOOKS and scope["path"] not in EXEMPT_PATHS:
+        """To the application, if hooks and keys let it."""
+        path = scope["path"]
+        if (HOOKS or self.keys is not None) and path not in EXEMPT_PATHS:
             try:
+                if self.keys is not None and path not in DOCUMENTATION:
+                    self.keys.name_of(HTTPConnection(scope).headers.get("authorization"))
                 await _call_hooks(scope)
             except (RequestError, HTTPException) as error:
                 await _send(send, error_response(error))
@@ -83,6 +105,8 @@ class InferenceMiddleware:
     async def _response(self, request: InferenceRequest, route: Route, scope: Scope) -> Response:
         lifecycle = self.lifecycle
         try:
+            if self.keys is not None:
+                request.usage.client = self.keys.name_of(request.header(b"authorization"))
             if HOOKS:
                 await _call_hooks(scope)
             if lifecycle.refusing:
@@ -112,7 +136,8 @@ class InferenceMiddleware:
         # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
         except Exception as error:
             request.error = type(error).__name__
-            logger().error("unhandled", request_id=request.id, error_type=request.error, stack=stack_of(error))
+            ids = {"request_id": request.id, **(request.usage.trace.ids if request.usage.trace is not None else {})}
+            logger().error("unhandled", **ids, error_type=request.error, stack=stack_of(error))
             return Response(500, INTERNAL_ERROR)
 
     def _record(self, request: InferenceRequest) -> None:

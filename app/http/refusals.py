@@ -3,22 +3,24 @@ the application costs. The rest of a refusal, and all of them under another serv
 """
 
 import asyncio
+import time
 from typing import Any
 
-from app.errors import Unavailable
+from app.access import ApiKeys
+from app.errors import Unauthorized, Unavailable
 from app.http.request import request_id_of
 from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import HOOKS, find_inference_route
 from app.lifecycle import Lifecycle
-from app.predictor import Usage
 from app.telemetry.metrics import Metrics
 
 
 class Refusals:
     """Of one application."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog) -> None:
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, log: RequestLog, keys: ApiKeys | None = None) -> None:
+        self._keys = keys
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._log = log
@@ -45,10 +47,18 @@ class Refusals:
     def _arrived(self) -> None:
         self._coming = 0
 
-    def _answer(self, refusal: Unavailable, route: str, scope: Any) -> Response:
-        request_id = request_id_of(dict(scope["headers"]))
+    def _answer(self, refusal: Unavailable, route: str, scope: Any) -> Response | None:
+        headers, client = dict(scope["headers"]), None
+        if self._keys is not None:
+            try:
+                client = self._keys.name_of(headers.get(b"authorization", b"").decode("latin-1"))
+            except Unauthorized:  # who may not ask is told so first
+                return None
+        usage = self._log.begin(scope["method"], route, headers, time.monotonic())
+        usage.client = client
+        request_id = request_id_of(headers)
         self._metrics.rejections[refusal.reason].inc()
-        self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, Usage())
+        self._log.record(request_id, route, refusal.status, type(refusal).__name__, 0.0, 0, usage)
         response = error_response(refusal)
         response.headers.append((b"x-request-id", request_id.encode()))
         return response

@@ -81,14 +81,15 @@ class RequestLimits:
 
 
 class InferenceRequest:
-    """`deadline` is on the clock of `time.monotonic()`, seconds. From when the request is admitted, `predictor`,
-    or `jobs` where the route takes a queue."""
+    """`deadline` is on the clock of `time.monotonic()`, seconds. `usage` is the middleware's to set. From when the
+    request is admitted, `predictor`, or `jobs` where the route takes a queue."""
 
     __slots__ = (
         "_client_left", "_expired", "_limits", "_loop", "_receive", "_task", "body_bytes", "connection", "deadline",
         "error", "headers", "id", "jobs", "path_params", "predictor", "route", "slot", "started", "status", "usage",
     )  # fmt: skip
 
+    usage: Usage
     predictor: Predictor
     jobs: "JobQueue"
 
@@ -105,7 +106,6 @@ class InferenceRequest:
         self.status = 0
         self.error: str | None = None
         self.body_bytes = 0
-        self.usage = Usage()
         self.slot = 0
         self.connection: Any = scope.get("extensions", {}).get(CONNECTION)
         self._receive = receive

@@ -27,8 +27,8 @@ class Route:
     under that label and logged. Any other is an ordinary FastAPI endpoint.
 
     request, response: for the OpenAPI document; a dict has a response for each `problem_type`. media: content types of
-    requests that are no JSON. tasks: those that the row serves; none: all. exempt: from `HOOKS`. queued: it takes a
-    queue of jobs, and no model.
+    requests that are no JSON. tasks: those that the row serves; none: all. exempt: from `HOOKS` and keys. queued: it
+    takes a queue of jobs, and no model. admin: on `APP_ADMIN_PORT` alone, where there is one.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Route:
     exempt: bool = False
     in_document: bool = True
     queued: bool = False
+    admin: bool = False
 
 
 CLASSIFIED = {"single_label": Label, "multi_label": Labels}
@@ -69,7 +70,7 @@ ROUTES = (
     Route("GET", "/jobs/{job_id}", jobs.status, response=jobs.JobAnswer, queued=True),
     Route("GET", "/live", health.live, exempt=True),
     Route("GET", "/ready", health.ready, exempt=True),
-    Route("GET", "/metrics", health.metrics, exempt=True),
+    Route("GET", "/metrics", health.metrics, exempt=True, admin=True),
     Route("GET", "/v2", handlers.server),
     Route("GET", "/v2/health/live", handlers.live, exempt=True),
     Route("GET", "/v2/health/ready", handlers.ready, exempt=True),
@@ -96,6 +97,10 @@ LABELS = tuple(dict.fromkeys(route.label for route in INFERENCE_ROUTES))
 # Probes and metrics: all that a worker serves.
 OPERATIONAL = tuple(route for route in ROUTES if route.exempt)
 EXEMPT_PATHS = frozenset(route.path for route in ROUTES if route.exempt)
+PROBES = frozenset(route.path for route in ROUTES if route.exempt and not route.admin)
+# Documentation is FastAPI's own route.
+DOCUMENTATION = frozenset(("/docs", "/openapi.json"))
+ADMIN_PATHS = DOCUMENTATION | {route.path for route in ROUTES if route.admin}
 
 
 def rows_of(settings: Settings) -> tuple[Route, ...]:

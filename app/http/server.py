@@ -29,14 +29,14 @@ BACKLOG = 65535
 SWITCH_SECONDS = 0.0005
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "APP_PORT") -> socket.socket:
     """A listening socket. Raises ConfigError naming the address if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, TypeError) as error:  # TypeError: no encoding of a host name has these characters
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"APP_HOST={host!r} APP_PORT={port}: cannot listen there: {reason}") from None
+        raise ConfigError(f"APP_HOST={host!r} {setting}={port}: cannot listen there: {reason}") from None
 
 
 def uvicorn_config(app: object, limits: ConnectionLimits) -> uvicorn.Config:
@@ -80,13 +80,13 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
 
-    def run_and_exit(self, sock: socket.socket) -> None:
+    def run_and_exit(self, *sockets: socket.socket) -> None:
         """Serves until a signal, then ends the process with exit code 0."""
         # A runner that has a result waits this long at most for a busy event loop to let it go on; the default of 5 ms
         # is as long as a whole run of the model.
         sys.setswitchinterval(SWITCH_SECONDS)
         on_stop(self.handle_exit)
-        self.run(sockets=[sock])
+        self.run(sockets=list(sockets))
         logging.flush()
         # A model's run that never ends cannot be stopped, and aborts the interpreter when that unwinds under it.
         os._exit(0)

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
@@ -24,6 +24,7 @@ from app.settings import Settings
 from app.telemetry.logging import logger
 
 TEXTS = msgspec.json.Decoder(list[str])
+TRACE = msgspec.json.Decoder(dict[str, str])
 # How long a read waits for jobs: a worker that is told to end lets it come to its end, since Redis could still deliver
 # to one that was given up.
 BLOCK_SECONDS = 1.0
@@ -84,12 +85,13 @@ end
 
 
 class Job(NamedTuple):
-    """deliveries: this one included. texts: none if they cannot be read."""
+    """deliveries: this one included. texts: none if they cannot be read. trace: which one it is part of."""
 
     entry: str
     id: str
     texts: Sequence[str]
     deliveries: int
+    trace: Mapping[str, str]
 
 
 class Leases:
@@ -176,4 +178,8 @@ def _job(entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Job:
         texts = TEXTS.decode(fields.get(b"texts", b""))
     except (msgspec.DecodeError, UnicodeDecodeError):  # not from a gateway
         texts = []
-    return Job(str(entry, "ascii"), str(fields.get(b"id", b""), "ascii", "replace"), texts, deliveries)
+    try:
+        trace = TRACE.decode(fields.get(b"trace", b"{}"))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        trace = {}
+    return Job(str(entry, "ascii"), str(fields.get(b"id", b""), "ascii", "replace"), texts, deliveries, trace)

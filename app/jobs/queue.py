@@ -7,7 +7,7 @@ happens whole or not at all; its keys are in several slots, so Redis Cluster wil
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from math import nan
 from typing import Any, NamedTuple
@@ -34,12 +34,12 @@ FULL_RETRY_SECONDS = 5
 # A job that is known is answered even where no other would be taken: by its key, or by its id where the answer to the
 # first try was lost. KEYS: stream, job, and the idempotency key if there is one.
 SUBMIT = """
-local id, texts, digest, most = unpack(ARGV)
+local id, texts, digest, most, trace = unpack(ARGV)
 local known = KEYS[3] and redis.call('GET', KEYS[3]) or id
 local before = redis.call('HGET', 'jobs:job:' .. known, 'digest')
 if before then return {before == digest and 'known' or 'other', known} end
 if redis.call('XLEN', KEYS[1]) >= tonumber(most) then return {'full', ''} end
-local entry = redis.call('XADD', KEYS[1], '*', 'id', id, 'texts', texts)
+local entry = redis.call('XADD', KEYS[1], '*', 'id', id, 'texts', texts, 'trace', trace)
 redis.call('HSET', KEYS[2], 'status', 'queued', 'entry', entry, 'digest', digest)
 if KEYS[3] then
     redis.call('SET', KEYS[3], id)
@@ -99,14 +99,20 @@ class JobQueue:
         self._max_jobs = settings.max_jobs
         self._submit, self._status, self._state = map(self._redis.register_script, (SUBMIT, STATUS, STATE))
 
-    async def submit(self, texts: list[str], key: str | None) -> str:
-        """The id of a new job, or of the one that came with the same idempotency key. Raises Invalid if that had other
-        texts, Unavailable if the queue is full."""
+    async def submit(self, texts: list[str], key: str | None, trace: Mapping[str, str] | None = None) -> str:
+        """The id of a new job, or of the one that came with the same idempotency key. trace: for its worker.
+        Raises Invalid if the job with that key had other texts, Unavailable if the queue is full."""
         job_id, content = uuid4().hex, msgspec.json.encode(texts)
         keys = [STREAM, PREFIX + job_id]
         if key is not None:
             keys.append(f"jobs:key:{hashlib.sha256(key.encode()).hexdigest()}")
-        arguments = (job_id, content, hashlib.sha256(content).hexdigest(), self._max_jobs)
+        arguments = (
+            job_id,
+            content,
+            hashlib.sha256(content).hexdigest(),
+            self._max_jobs,
+            msgspec.json.encode(trace or {}),
+        )
         outcome, found = await _answer(self._submit(keys, arguments))
         if outcome == b"full":
             raise Unavailable("the queue of jobs is full", "queue_full", FULL_RETRY_SECONDS)

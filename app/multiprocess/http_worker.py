@@ -18,7 +18,7 @@ from app.errors import ArtifactError, StartupError
 from app.http.app import build_app
 from app.http.routes import LABELS
 from app.http.server import Server
-from app.lifecycle import Lifecycle, exit_process
+from app.lifecycle import Lifecycle, exit_process, or_exit
 from app.multiprocess.channel import Ask, Channel, Done, Failed, Message, Part, Ready, Serve, Stage, State
 from app.multiprocess.metrics import Snapshot
 from app.multiprocess.remote import EngineMetrics, RemoteBatcher, open_model
@@ -27,6 +27,7 @@ from app.runtime.session import Model
 from app.settings import Settings, read_settings
 from app.telemetry import logging
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
 
 EXIT_WITHOUT_ENGINE = 1
 
@@ -104,6 +105,7 @@ def main() -> None:
     metrics = Metrics(LABELS)
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics)
+    lifecycle.tracing = or_exit(Tracing.start)
     worker = HttpWorker(settings, metrics, lifecycle)
 
     @asynccontextmanager

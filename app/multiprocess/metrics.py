@@ -6,7 +6,7 @@ from dataclasses import fields
 from msgspec import Struct
 from prometheus_client import Metric, generate_latest
 
-from app.telemetry.metrics import Metrics, Statistics
+from app.telemetry.metrics import Encode, Metrics, Statistics
 
 # Of these a sum says nothing: the first process's own.
 NOT_SUMMED = ("python_info", "process_start_time_seconds", "process_max_fds")
@@ -44,9 +44,9 @@ class Snapshot(Struct):
                 metric.add_sample(*sample)
             yield metric
 
-    def render(self) -> bytes:
-        """Prometheus text format."""
-        return generate_latest(self)
+    def render(self, encode: Encode = generate_latest) -> bytes:
+        """Prometheus text format, or another."""
+        return encode(self)
 
 
 def add_up(snapshots: Sequence[Snapshot]) -> Snapshot:

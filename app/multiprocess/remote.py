@@ -5,6 +5,8 @@ from dataclasses import replace
 from math import inf
 from typing import NoReturn, cast
 
+from prometheus_client import generate_latest
+
 from app import errors
 from app.artifact.integrity import verify_files
 from app.artifact.manifest import read_artifact
@@ -17,7 +19,7 @@ from app.multiprocess.metrics import Snapshot
 from app.runtime.session import Model
 from app.runtime.tasks import open_task
 from app.settings import Settings
-from app.telemetry.metrics import Metrics, MetricsSource, Statistics
+from app.telemetry.metrics import Encode, Metrics, MetricsSource, Statistics
 
 # The engine says something each second, so after this long it says nothing any more.
 SILENCE_SECONDS = 10.0
@@ -121,9 +123,9 @@ class EngineMetrics(MetricsSource):
         super().__init__(metrics)
         self._channel = channel
 
-    async def render(self) -> bytes:
-        """Prometheus text format."""
-        return (await self._all()).render()
+    async def render(self, encode: Encode = generate_latest) -> bytes:
+        """Prometheus text format, or another."""
+        return (await self._all()).render(encode)
 
     async def statistics(self) -> Statistics:
         """Totals since start."""

@@ -3,7 +3,7 @@
 Knows nothing of what it counts: labels that come from routes are given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from app.errors import REJECT_REASONS, SHED_REASONS, STATUSES
 
+Encode = Callable[[Any], bytes]
 STAGES = ("verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -120,13 +121,23 @@ class MetricsSource:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
 
-    async def render(self) -> bytes:
-        """Prometheus text format."""
-        return generate_latest(self.metrics.registry)
+    async def render(self, encode: Encode = generate_latest) -> bytes:
+        """Prometheus text format, or another."""
+        return encode(self.metrics.registry)
 
     async def statistics(self) -> Statistics:
         """Totals since start."""
         return self.metrics.statistics
+
+
+class ClientMetrics:
+    """Of who asks, where that is known by a key."""
+
+    def __init__(self, registry: CollectorRegistry, names: Sequence[str]) -> None:
+        requests = Counter(
+            "inference_client_requests_total", "Inference requests answered.", ["client", "code"], registry=registry
+        )
+        self.answered = Children(requests, [(name, 200) for name in names])
 
 
 class GpuMetrics:

@@ -16,6 +16,7 @@ from app.settings import read_settings
 from app.telemetry import logging
 from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import JobMetrics, Metrics, MetricsSource
+from app.telemetry.tracing import Tracing
 
 DESCRIPTION = "Answers jobs from APP_QUEUE_URL with the model in APP_MODEL_DIR until SIGTERM; probes on APP_PORT."
 TASKS = sorted({task for route in ROUTES if route.handler is predict_batch for task in route.tasks})
@@ -29,6 +30,7 @@ def main() -> None:
     metrics = Metrics(())
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics)
+    lifecycle.tracing = or_exit(Tracing.start)
     or_exit(require_library)
     from app.jobs.leases import Leases
     from app.worker.worker import Worker

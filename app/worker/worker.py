@@ -88,7 +88,10 @@ class Worker:
         self._held[job.entry] = asyncio.create_task(self._answer(job, predictor))
 
     async def _answer(self, job: Job, predictor: Predictor) -> None:
-        started, usage, status, error = time.monotonic(), Usage(), "given up", None
+        started, status, error = time.monotonic(), "given up", None
+        tracing = self._lifecycle.tracing
+        trace = tracing.begin("job", job.trace, started, from_queue=True) if tracing is not None else None
+        usage = Usage(trace)
         try:
             outcome = await self._outcome(job, predictor, usage)
             status, error = outcome.status, outcome.error
@@ -114,7 +117,12 @@ class Worker:
                 tokens=usage.tokens,
                 queue_ms=round(usage.queue_seconds * 1000, 3),
                 inference_ms=round(usage.inference_seconds * 1000, 3),
+                **(trace.ids if trace is not None else {}),
             )
+            if trace is not None:
+                attributes: dict[str, str | int] = {"job.id": job.id, "job.status": status, "rows": usage.rows}
+                attributes |= {"job.deliveries": job.deliveries, "tokens": usage.tokens}
+                trace.end(attributes, usage.parts, error)
 
     async def _outcome(self, job: Job, predictor: Predictor, usage: Usage) -> Outcome:
         if job.deliveries > self._max_deliveries:

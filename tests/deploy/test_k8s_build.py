@@ -69,7 +69,9 @@ METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
 SECONDS: Object = {"type": "integer", "minimum": 1}
 # A Pod template is checked as Kubernetes' own: see `check`.
 RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
-# From the references of gateway.networking.k8s.io/v1, autoscaling.k8s.io/v1 and ray.io/v1: no CRD packaged for Python.
+PEM = {"type": "string", "pattern": "^-----BEGIN PUBLIC KEY-----"}
+SIGNING_KEY = strict({"publicKeys": PEM, "rekor": strict({"ignoreTlog": {"const": True}})})
+# From the references of gateway.networking.k8s.io, autoscaling.k8s.io, ray.io and kyverno.io: no CRD packaged for Python.
 SCHEMAS: dict[str, Object] = {
     "RayJob": strict(
         {
@@ -130,6 +132,43 @@ SCHEMAS: dict[str, Object] = {
                                             "name": TEXT,
                                             "port": {"type": "integer", "minimum": 1, "maximum": 65535},
                                             "weight": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+                                        }
+                                    )
+                                ),
+                            }
+                        )
+                    ),
+                }
+            ),
+        }
+    ),
+    "Policy": strict(
+        {
+            "apiVersion": {"const": "kyverno.io/v1"},
+            "kind": {},
+            "metadata": METADATA,
+            "spec": strict(
+                {
+                    "background": {"const": False},
+                    "webhookConfiguration": strict({"failurePolicy": {"const": "Fail"}, "timeoutSeconds": SECONDS}),
+                    "rules": several(
+                        strict(
+                            {
+                                "name": TEXT,
+                                "match": strict(
+                                    {"any": several(strict({"resources": strict({"kinds": several(TEXT)})}))}
+                                ),
+                                "verifyImages": several(
+                                    strict(
+                                        {
+                                            "imageReferences": several(TEXT),
+                                            "failureAction": {"const": "Enforce"},
+                                            "required": {"const": True},
+                                            "verifyDigest": {"const": True},
+                                            "mutateDigest": {"const": False},
+                                            "attestors": several(
+                                                strict({"entries": several(strict({"keys": SIGNING_KEY}))})
+                                            ),
                                         }
                                     )
                                 ),
