@@ -71,7 +71,7 @@ SECONDS: Object = {"type": "integer", "minimum": 1}
 RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
 PEM = {"type": "string", "pattern": "^-----BEGIN PUBLIC KEY-----"}
 SIGNING_KEY = strict({"publicKeys": PEM, "rekor": strict({"ignoreTlog": {"const": True}})})
-# From the references of gateway.networking.k8s.io, autoscaling.k8s.io, ray.io and kyverno.io: no CRD packaged for Python.
+# From the references of gateway.networking, autoscaling, ray.io and kyverno.io: no CRD packaged for Python.
 SCHEMAS: dict[str, Object] = {
     "RayJob": strict(
         {
