@@ -13,6 +13,7 @@ from string import ascii_lowercase, digits, punctuation
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from app.artifact.manifest import ReferenceDistribution
 from model.package import GOLDEN_TEXTS, package_text
 from tests import onnx_models
 
@@ -64,6 +65,7 @@ def text_model(products: int = 0, words_known: int | None = None, *, poison: boo
         scores="logits",
         tolerance=1e-3,
         texts=list(GOLDEN_TEXTS),
+        reference_distribution=ReferenceDistribution(1000, dict.fromkeys(LABELS, 0.5)),
     )
     return folder
 

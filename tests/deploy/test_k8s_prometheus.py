@@ -12,6 +12,7 @@ import pytest
 
 from loadtest.benchmark.server import free_port
 from tests.deploy.test_k8s_rules import (
+    QUALITY_RULES,
     adapter_query,
     alerts,
     dashboard_queries,
@@ -81,7 +82,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             "rule_files": ["rules.yaml"],
             "scrape_configs": [{"job_name": "pods", "static_configs": [target]}],
         }
-        (folder / "rules.yaml").write_text(json.dumps({"groups": rules()}))
+        (folder / "rules.yaml").write_text(json.dumps({"groups": [*rules(), *rules(QUALITY_RULES)]}))
         (folder / "prometheus.yaml").write_text(json.dumps(configuration))
         port = free_port()
         process = start(binary, folder, port)
