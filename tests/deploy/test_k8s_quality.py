@@ -24,6 +24,7 @@ from tests.deploy.test_k8s_rules import (
 )
 from tests.manifests import K8S, tool
 from tests.process import ServerProcess
+from tests.text_model import text_model
 
 ALERT, INDEX = "InferencePredictionDrift", "namespace_track:inference_prediction_stability:index6h"
 FIRING = f'ALERTS{{alertname="{ALERT}",alertstate="firing"}}'
@@ -196,7 +197,7 @@ def test_the_alert_says_what_to_do_and_where_that_is_written() -> None:
 # --- a real Prometheus at a real server -------------------------------------------------------------------------------
 
 # Hours of the shipped rules, and seconds that do here.
-SHORTER = {"[1h]": "[5s]", "[6h]": "[15s]", '"15m"': '"0s"'}
+SHORTER = {"[1h]": "[4s]", "[6h]": "[10s]", '"15m"': '"0s"'}
 NEGATIVE, POSITIVE = "an awful day", "a lovely day"
 
 
@@ -226,7 +227,7 @@ def test_a_server_fed_only_negative_texts_raises_the_alert_and_mixed_traffic_doe
         assert shipped in text
         text = text.replace(shipped, short)
     (tmp_path / "rules.yaml").write_text(text)
-    with ServerProcess() as server:
+    with ServerProcess(text_model(reference=True)) as server:
         server.ready()
         labels = {"namespace": "prod", "pod": "p1", "track": "stable"}
         target = {"targets": [f"127.0.0.1:{server.port}"], "labels": labels}

@@ -291,7 +291,8 @@ def test_predictions_are_counted_once_by_label_whatever_the_route_and_beside_the
     labels = ("negative", "positive")
     bad, good = "an awful day", "a lovely day"
     tensor = {"name": "text", "shape": [3], "datatype": "BYTES", "data": [good, bad, good]}
-    with ServerProcess(http_processes=http_processes).ready() as server, httpx.Client(base_url=server.url) as http:
+    served = ServerProcess(text_model(reference=True), http_processes=http_processes)
+    with served.ready() as server, httpx.Client(base_url=server.url) as http:
         before = scrape(server)
         scores = [http.post("/predict", json={"text": text}).json()["score"] for text in (bad, good)]
         answers = http.post("/predict/batch", json={"texts": [bad, bad, good]}).json()["predictions"]
