@@ -173,7 +173,7 @@ class Lifecycle:
         for stage, seconds in model.stage_seconds.items():
             metrics.load.labels(stage).set(seconds)
         if manifest.reference_distribution is not None:
-            predictor.predictions.expect(manifest.reference_distribution.ratios)
+            predictor.prediction_counter.expect(manifest.reference_distribution.ratios)
         metrics.ready.set(1)
         if self._settings.provider == "auto" and model.provider == "cpu":
             log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")

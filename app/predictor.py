@@ -42,7 +42,7 @@ class Predictor:
     def __init__(self, model: Model, batcher: Batcher, metrics: Metrics) -> None:
         self.model = model
         self.batcher = batcher
-        self.predictions = PredictionCounter(metrics, model.task.labels)
+        self.prediction_counter = PredictionCounter(metrics, model.task.labels)
         self._statistics = metrics.statistics
 
     def named(self, name: str, version: str | None) -> Model:
@@ -89,7 +89,7 @@ class Predictor:
             results = await pending.future
             delivered = time.monotonic()
             if task.labels:
-                self.predictions.count(predicted(cast(PredictTask, task).predictions(units, results)))
+                self.prediction_counter.count(predicted(cast(PredictTask, task).predictions(units, results)))
             return await aside(_are_large(results), answer, units, results)
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds

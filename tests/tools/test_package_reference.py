@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.runtime.loading import load_model
-from model.package.distribution import LEAST_PREDICTIONS_PER_LABEL, record_reference
+from model.package.distribution import LEAST_PREDICTIONS_PER_LABEL, read_reference, record_reference
 from tests import task_models
 from tests.tools.packaging import Command, folder
 
@@ -52,6 +52,11 @@ def test_texts_may_be_rows_of_jsonl(command, model, tmp_path):
     assert command.manifest(model, "--reference", lines(tmp_path / "t.jsonl", rows))["reference_distribution"] == plain
 
 
+def test_only_the_end_of_a_line_ends_a_text(tmp_path):
+    file = lines(tmp_path / "texts.jsonl", ['{"text": "good\u2028day"}', '{"text": "bad"}\r'])
+    assert read_reference(file, "text-classification") == ["good\u2028day", "bad"]
+
+
 def test_without_one_there_is_none(command, model):
     assert command.manifest(model)["reference_distribution"] is None
     assert "reference " not in command.out
@@ -90,9 +95,10 @@ def test_several_labels_of_a_row_and_entities_count_each(tmp_path):
         assert load_model(artifact).artifact.manifest.reference_distribution == found
 
 
-def test_images_are_all_of_a_folder(tmp_path, monkeypatch):
-    from model.package.distribution import read_reference
-
+def test_images_are_all_of_a_folder(tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.png").write_bytes(task_models.picture(seed=number))
-    assert len(read_reference(tmp_path, "image-classification")) == 20
+    files = read_reference(tmp_path, "image-classification")
+    assert len(files) == 20
+    found = record_reference(task_models.images(tmp_path / "artifact"), files * 15, "here").reference_distribution
+    assert (found.predictions, list(found.ratios)) == (300, ["cat", "dog", "fish"])
