@@ -28,7 +28,7 @@ from tests.text_model import text_model
 
 ALERT, INDEX = "InferencePredictionDrift", "namespace_track:inference_prediction_stability:index6h"
 FIRING = f'ALERTS{{alertname="{ALERT}",alertstate="firing"}}'
-HALF = {"negative": 0.5, "positive": 0.5}
+HALF, SURE = {"negative": 0.5, "positive": 0.5}, {"negative": 0.01, "positive": 0.99}
 # Of an hour: samples and evaluations are five minutes apart.
 STEPS = 12
 # Hours, and predictions in each step.
@@ -64,6 +64,14 @@ def reference(
 
 def placed(pod: str, track: str) -> str:
     return f'namespace="prod",pod="{pod}"' + (f',track="{track}"' if track else "")
+
+
+def another_service(series: dict[str, str]) -> dict[str, str]:
+    """The same in a Pod of another one."""
+    return {
+        name.replace('pod="p1"', 'pod="o1",app_kubernetes_io_part_of="other"'): values
+        for name, values in series.items()
+    }
 
 
 MIXED = predictions({"negative": [(16, 50)], "positive": [(16, 50)]})
@@ -158,11 +166,16 @@ CASES = [
         {7: [], 15: []},
     ),
     Case(
+        "another service made from the same starter has only negative texts, and another reference",
+        STABLE | another_service(predictions({"negative": [(16, 100)], "positive": [(16, 0)]}) | reference(SURE)),
+        {7: [], 15: []},
+    ),
+    Case(
         "another model, whose labels are distributed otherwise, is rolled out",
         predictions({"negative": [(8, 100)], "positive": [(8, 0)]})
         | reference({"negative": 0.99, "positive": 0.01}, hours=8)
         | predictions({"negative": [(8, 0)], "positive": [(8, 100)]}, "p2", start_hours=8)
-        | reference({"negative": 0.01, "positive": 0.99}, "p2", start_hours=8),
+        | reference(SURE, "p2", start_hours=8),
         {7: [], 8.25: [], 8.5: [], 9: [], 14: []},
     ),
 ]
@@ -205,7 +218,8 @@ def test_the_rules_are_sound_and_ask_for_what_exists(tmp_path: Path) -> None:
 def test_the_alert_says_what_to_do_and_where_that_is_written() -> None:
     (alert,) = alerts(QUALITY_RULES).values()
     assert alert["labels"]["severity"] == "warning"
-    assert f"{ALERT} in k8s/README.md" in alert["annotations"]["runbook"]
+    assert alert["annotations"].keys() == {"summary", "description", "runbook"}
+    assert alert["annotations"]["runbook"] == f"k8s/README.md#{ALERT.lower()}"
     assert f"\n### {ALERT}\n" in (K8S / "README.md").read_text()
 
 
