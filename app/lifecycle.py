@@ -160,7 +160,7 @@ class Lifecycle:
         metrics.queue_rows.set_function(lambda: batcher.state().rows)
         # What is there now stays: the collector need not look at it again in the middle of a request.
         gc.freeze()
-        on_loaded(Predictor(model, batcher, metrics.statistics))
+        on_loaded(Predictor(model, batcher, metrics))
 
     def serve(self, predictor: Predictor) -> None:
         """Answers with `predictor` from now on."""
@@ -176,6 +176,8 @@ class Lifecycle:
         metrics.info.labels(*info).set(1)
         for stage, seconds in model.stage_seconds.items():
             metrics.load.labels(stage).set(seconds)
+        if manifest.reference_distribution is not None:
+            predictor.prediction_counter.expect(manifest.reference_distribution.ratios)
         metrics.ready.set(1)
         if self._settings.provider == "auto" and model.provider == "cpu":
             log.warning("APP_PROVIDER=auto: CUDA is not available, running on the CPU")

@@ -4,15 +4,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from app.artifact.datatypes import Tensors
 from app.batching.batcher import Batcher
 from app.batching.queue import PendingRequest
 from app.errors import Invalid, NotFound
 from app.runtime.session import Model
-from app.runtime.tasks import Encoded
-from app.telemetry.metrics import Statistics
+from app.runtime.tasks import Encoded, PredictTask
+from app.runtime.tasks.answers import predicted
+from app.telemetry.metrics import Metrics, PredictionCounter
 from app.telemetry.tracing import Trace
 
 # Joining results of that many bytes takes milliseconds.
@@ -51,10 +52,11 @@ class Usage:
 class Predictor:
     """Of one model that passed the gate. deadline: on the clock of `time.monotonic()`, seconds."""
 
-    def __init__(self, model: Model, batcher: Batcher, statistics: Statistics) -> None:
+    def __init__(self, model: Model, batcher: Batcher, metrics: Metrics) -> None:
         self.model = model
         self.batcher = batcher
-        self._statistics = statistics
+        self.prediction_counter = PredictionCounter(metrics, model.task.labels)
+        self._statistics = metrics.statistics
 
     def named(self, name: str, version: str | None) -> Model:
         """The model, if it is called that. Raises NotFound otherwise."""
@@ -100,6 +102,8 @@ class Predictor:
         try:
             results = await pending.future
             delivered = time.monotonic()
+            if task.labels:
+                self.prediction_counter.count(predicted(cast(PredictTask, task).predictions(units, results)))
             return await aside(_are_large(results), answer, units, results)
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds

@@ -13,6 +13,7 @@ from string import ascii_lowercase, digits, punctuation
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from app.artifact.manifest import ReferenceDistribution
 from model.package import GOLDEN_TEXTS, package_text
 from tests import onnx_models
 
@@ -41,9 +42,12 @@ def tokenizer(path: Path) -> Path:
 
 
 @cache
-def text_model(products: int = 0, words_known: int | None = None, *, poison: bool = False) -> Path:
+def text_model(
+    products: int = 0, words_known: int | None = None, *, poison: bool = False, reference: bool = False
+) -> Path:
     """Its artifact, made once in each process. `products` make it take longer: see onnx_models.classifier; one with
-    fewer `words_known` of each kind is a worse model. poison: it fails on rows with the word POISON."""
+    fewer `words_known` of each kind is a worse model. poison: it fails on rows with the word POISON. reference:
+    its manifest has one, of half and half."""
     root = Path(tempfile.mkdtemp(prefix="text-model-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     weights = np.zeros((len(VOCABULARY), len(LABELS)), np.float32)
@@ -64,6 +68,7 @@ def text_model(products: int = 0, words_known: int | None = None, *, poison: boo
         scores="logits",
         tolerance=1e-3,
         texts=list(GOLDEN_TEXTS),
+        reference_distribution=ReferenceDistribution(1000, dict.fromkeys(LABELS, 0.5)) if reference else None,
     )
     return folder
 

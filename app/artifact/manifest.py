@@ -18,6 +18,8 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 # A window must hold the two tokens that mark a text's ends, and one between them.
 MIN_TOKENS = 3
+# Rounded shares need not sum to 1.
+RATIO_TOLERANCE = 0.01
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -75,6 +77,13 @@ class ImageSpec(Struct, frozen=True, forbid_unknown_fields=True):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
 
+class ReferenceDistribution(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the model predicted of inputs like those it will be asked: how many labels in all, and each one's share."""
+
+    predictions: Annotated[int, Meta(ge=1)]
+    ratios: dict[str, Annotated[float, Meta(ge=0, le=1)]]
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """manifest.json. `files` maps each path inside the folder to its size and sha256."""
 
@@ -108,6 +117,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     image: ImageSpec | None = None
     lineage: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    reference_distribution: ReferenceDistribution | None = None
     # sha256 of manifest.json without these digits: what damages it shows even where no digest is pinned.
     checksum: Sha256 | None = None
 
@@ -187,3 +197,6 @@ def _check_meaning(artifact: Artifact) -> None:
     for kind, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) != len(specs):
             raise ArtifactError(f"{where}: `{kind}` names a tensor twice")
+    if (reference := manifest.reference_distribution) and abs(sum(reference.ratios.values()) - 1) > RATIO_TOLERANCE:
+        found = sum(reference.ratios.values())
+        raise ArtifactError(f"{where}: reference_distribution.ratios: expected a sum of 1, found {found:.4g}")

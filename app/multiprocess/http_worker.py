@@ -78,7 +78,7 @@ class HttpWorker:
     def _opened(self, served: Serve, model: Model) -> None:
         self._batcher = RemoteBatcher(self.channel, served)
         self._batcher.start()
-        self._predictor = Predictor(model, self._batcher, self._metrics.statistics)
+        self._predictor = Predictor(model, self._batcher, self._metrics)
         gc.freeze()
         self.channel.send(Ready())
 

@@ -3,7 +3,7 @@
 Knows nothing of what it counts: labels that come from routes are given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,10 @@ STAGES = ("verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _JOB_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
+# The likeliest of two labels has at least 0.5, of many it may have less; a sure model's are mostly near 1.
+_SCORES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+# A label is a series of each replica: those of a manifest beyond so many are counted as one.
+MOST_LABELS, OTHER_LABELS = 50, "_other"
 _BYTES = (128, 512, 2048, 8192, 32768, 131072, 524288, 2097152, 8388608)
 
 
@@ -95,6 +99,13 @@ class Metrics:
         self.runner_busy = counter("inference_runner_busy_seconds_total", "Time spent in runs, summed over runners.")
         self.rejected = counter("inference_rejected_total", "Requests refused or given up.", "reason")
         self.request_bytes = histogram("inference_request_bytes", "Size of request bodies that were read.", _BYTES)
+        self.predictions = counter("inference_predictions_total", "Labels that were predicted.", "label")
+        self.prediction_score = histogram(
+            "inference_prediction_score", "The probability of each label that was predicted.", _SCORES
+        )
+        self.reference = gauge(
+            "model_reference_prediction_ratio", "A label's share of predictions on reference inputs.", "label"
+        )
         self.load = gauge("model_load_seconds", "Time each stage took before the model was ready.", "stage")
         self.ready = gauge("model_ready", "1 while the model may answer.")
         self.info = gauge(
@@ -113,6 +124,34 @@ class Metrics:
         self.tokens_real, self.tokens_padding = self.tokens.labels("real"), self.tokens.labels("padding")
         for stage in STAGES:
             self.load.labels(stage)
+
+
+class PredictionCounter:
+    """Counts what a model predicts. labels: that it may predict, in the manifest's order; one without has no series."""
+
+    def __init__(self, metrics: Metrics, labels: Sequence[str]) -> None:
+        self._shown = {label: label if place < MOST_LABELS else OTHER_LABELS for place, label in enumerate(labels)}
+        self._children = Children(metrics.predictions, [(shown,) for shown in self._shown.values()])
+        self._observe = metrics.prediction_score.observe
+        self._reference = metrics.reference
+
+    def count(self, found: Iterable[tuple[str, float]]) -> None:
+        """Labels of one request's predictions, each with its score."""
+        counts: dict[str, int] = {}
+        for label, score in found:
+            shown = self._shown.get(label, OTHER_LABELS)
+            counts[shown] = counts.get(shown, 0) + 1
+            self._observe(score)
+        for shown, count in counts.items():
+            self._children[shown].inc(count)
+
+    def expect(self, ratios: Mapping[str, float]) -> None:
+        """Shows a reference distribution beside the counts: the same labels, those that it lacks with 0."""
+        sums = dict.fromkeys(self._children, 0.0)
+        for label, ratio in ratios.items():
+            sums[self._shown[label]] += ratio
+        for shown, ratio in sums.items():
+            self._reference.labels(shown).set(ratio)
 
 
 class MetricsSource:

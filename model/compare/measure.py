@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from msgspec import Struct
 
 from app.errors import ArtifactError
 from app.runtime.loading import batches
 from app.runtime.session import Model
-from app.runtime.tasks.answers import Label, Labels
+from app.runtime.tasks import PredictTask
+from app.runtime.tasks.answers import Label
 from app.runtime.tasks.text_classification import TextClassification
 
 # Rows that are timed, and how often: the median of few rounds is steady, and a large set need not take minutes.
@@ -30,14 +32,20 @@ def classifier(model: Model) -> TextClassification:
 
 
 def predict(model: Model, texts: Sequence[str]) -> list[Label]:
-    """The likeliest label and its score of each text, in order: tokenised, run in batches of similar length."""
-    task = classifier(model)
-    units = task.encode(texts)
-    found: dict[int, Label | Labels] = {}
+    """The likeliest label and its score of each text, in order."""
+    classifier(model)
+    return cast("list[Label]", answers(model, texts))
+
+
+def answers(model: Model, inputs: Sequence[Any]) -> list[Struct]:
+    """What the task answers to each of its inputs, in order: encoded, run in batches of similar length."""
+    task = cast("PredictTask", model.task)
+    units = task.encode(inputs)
+    found: dict[int, Struct] = {}
     for places in batches(units, model.batch_rows, model.batch_tokens):
         part = [units[place] for place in places]
         found |= zip(places, task.predictions(part, model.run([unit.payload for unit in part])), strict=True)
-    return [cast("Label", found[place]) for place in range(len(units))]
+    return [found[place] for place in range(len(units))]
 
 
 def seconds(models: Sequence[Model], texts: Sequence[str]) -> list[float]:

@@ -12,6 +12,7 @@ from app.artifact.manifest import MANIFEST, Manifest, read_artifact
 from app.errors import ArtifactError, StartupError
 from app.runtime.tasks import TASKS
 from model.package.artifact import MODEL_FILE, check_name
+from model.package.distribution import read_reference, record_reference
 from model.package.embedding import find_embedding
 from model.package.huggingface import TOKENIZER
 from model.package.image import package_image
@@ -41,6 +42,7 @@ OPTIONS = {
     "normalize": {EMBEDDING},
     "preprocessor": {IMAGE},
     "images": {IMAGE},
+    "reference": CLASSES,
 }
 EXAMPLES = """\
 examples: any model (tabular, tensors):
@@ -88,6 +90,8 @@ def main() -> None:
                 names[f"{without}"] = f"{source.model}"
                 source.notes.append("the file's ZipMap, a list of dictionaries, is taken out")
                 manifest = _package(args, source, without, folder)
+            if args.reference:
+                manifest = record_reference(folder, read_reference(args.reference, source.task), f"{args.reference}")
             folder.rename(out)
     except (StartupError, OSError) as error:
         message = str(error)
@@ -196,6 +200,13 @@ def argument_parser() -> argparse.ArgumentParser:
         help="what the output holds: probabilities, or logits for softmax or the sigmoid (default: found out)",
     )
     classes.add_argument("--threshold", type=float, help="multi_label: the probability a label holds from (0.5)")
+    classes.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="inputs like production's, whose predictions later ones are compared with: one text a line, .jsonl with "
+        "`text`, or a folder of images (default: none)",
+    )
     embedding = parser.add_argument_group("task text-embedding")
     embedding.add_argument(
         "--pooling", choices=("none", "mean", "cls"), help="default: what 1_Pooling/config.json says"

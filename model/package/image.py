@@ -90,12 +90,12 @@ def package_image(
     return finish(folder, msgspec.structs.replace(manifest, files=file_entries(folder), evaluation=record))
 
 
-def read_images(folder: Path) -> list[bytes]:
-    """The first JPEG and PNG files in a folder, by name. Raises ArtifactError if there are none."""
+def read_images(folder: Path, most: int | None = MOST_GOLDEN) -> list[bytes]:
+    """The first JPEG and PNG files in a folder, by name; most: None for all. Raises ArtifactError if there are none."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise ArtifactError(f"{folder}: expected JPEG or PNG files, found none")
-    return [path.read_bytes() for path in found[:MOST_GOLDEN]]
+    return [path.read_bytes() for path in found[:most]]
 
 
 def generate_images(model: Path) -> Sequence[bytes]:

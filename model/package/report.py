@@ -38,6 +38,9 @@ def report(folder: Path, manifest: Manifest, source: Source, digest: str) -> lis
     record = manifest.evaluation.get("reference", {})
     for name, found in record.get("outputs", {}).items():
         lines.append((f"{name}", f"of {record['rows']} {record['inputs']} inputs: {_distribution(found)}"))
+    if predicted := manifest.reference_distribution:
+        ratios = [f"{label} {ratio:.4g}" for label, ratio in predicted.ratios.items()]
+        lines.append(("reference", f"of {predicted.predictions} predictions: {_some(ratios)}"))
     lines += [("note", note) for note in source.notes]
     limit = body_bytes(manifest, folder)
     setting = f"APP_MAX_BODY_BYTES={2 * limit} " if limit > MAX_BODY_BYTES // 2 else ""
@@ -76,7 +79,10 @@ def _held(manifest: Manifest) -> str:
 def _distribution(found: dict[str, object]) -> str:
     counts, deciles = found.get("counts"), found.get("deciles")
     if isinstance(counts, dict):
-        shown = [f"{value} {count}" for value, count in list(counts.items())[:MOST_LABELS]]
-        return ", ".join(shown) + (" …" if len(counts) > MOST_LABELS else "")
+        return _some([f"{value} {count}" for value, count in counts.items()])
     assert isinstance(deciles, list)
     return f"{deciles[0]:g} … median {deciles[5]:g} … {deciles[-1]:g}"
+
+
+def _some(shown: list[str]) -> str:
+    return ", ".join(shown[:MOST_LABELS]) + (" …" if len(shown) > MOST_LABELS else "")

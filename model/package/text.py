@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 
 from app.artifact.datatypes import Array, Tensors
-from app.artifact.manifest import MANIFEST_VERSION, MIN_TOKENS, Artifact, Golden, GoldenText, Manifest, TensorSpec
+from app.artifact.manifest import (
+    MANIFEST_VERSION,
+    MIN_TOKENS,
+    Artifact,
+    Golden,
+    GoldenText,
+    Manifest,
+    ReferenceDistribution,
+    TensorSpec,
+)
 from app.errors import ArtifactError
 from app.runtime.session import Session
 from app.runtime.tasks import open_task
@@ -59,6 +68,7 @@ def package_text(
     lineage: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     golden: list[GoldenText] | None = None,
+    reference_distribution: ReferenceDistribution | None = None,
 ) -> Manifest:
     """Writes an artifact for a task with text into the empty `folder`.
 
@@ -96,6 +106,7 @@ def package_text(
         pooling=pooling,  # type: ignore[arg-type]
         normalize=normalize,
         lineage=lineage or {},
+        reference_distribution=reference_distribution,
     )
     runner = Runner(model, session, folder, manifest)
     ending = ends_in(nodes, manifest.outputs[0].name)

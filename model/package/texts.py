@@ -37,7 +37,7 @@ def read_texts(path: Path, *, pairs: bool = False) -> list[Text]:
     Raises ArtifactError if it is not UTF-8, or a line has no pair.
     """
     try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError:
         raise ArtifactError(f"{path}: expected UTF-8") from None
     if not lines:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from app.artifact.manifest import GoldenText, read_artifact
+from app.artifact.manifest import GoldenText, ReferenceDistribution, read_artifact
 from app.errors import StartupError
 from model.package import GOLDEN_TEXTS, package_text
 from model.training.graph import Scales, Shape, Weights, activations, build, weights_of
@@ -123,6 +123,7 @@ def from_artifact(folder: Path, out: Path, precision: str, *, version: str) -> N
         {**source.manifest.lineage, "derived_from": source.digest},
         source.manifest.evaluation,
         source.manifest.golden.examples,
+        source.manifest.reference_distribution,
     )
 
 
@@ -134,6 +135,7 @@ def write(
     made_from: dict[str, Any],
     evaluation: dict[str, Any],
     golden: list[GoldenText] | None = None,
+    reference: ReferenceDistribution | None = None,
 ) -> None:
     """Writes the artifact folder, passes it through the gate on the CPU, and puts run.json beside."""
     out.mkdir(parents=True)
@@ -155,6 +157,7 @@ def write(
             precision=run.recipe["precision"],
             lineage=made_from,
             evaluation=evaluation,
+            reference_distribution=reference,
         )
         write_record(out, run.record(evaluation, "cpu"))
     except BaseException:

@@ -20,6 +20,7 @@ from app.errors import ConfigError
 from model.compare import Row, add_thresholds, compare, read_rows, thresholds_of, write
 from model.compare.command import DO_NOT_PROMOTE, summary
 from model.fetch import Source, fetch
+from model.package.distribution import least_predictions, record_reference
 from model.training import quantize, train
 from model.training.corpus import evaluation_sets, file_digests
 from model.training.distributed import Processes, join
@@ -67,6 +68,8 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     if pinned is None:
         write_rows(file, evaluation_rows(data))
     rows = pinned or read_rows(file)
+    if len(rows) >= least_predictions(LABELS):
+        record_reference(artifact, [row.text for row in rows], file.name)
     told: dict[str, str | int] = {"file": file.name, "sha256": file_digest(file)}
     found = compare((champion, artifact), rows, told, thresholds)
     digest = found.candidate.digest

@@ -55,6 +55,7 @@ def test_the_derived_fp16_model_agrees_with_the_bundled_one_within_its_tolerance
 def test_the_derived_fp16_model_is_held_to_the_bundled_ones_golden_outputs(bundled, derived):
     source, made = bundled.artifact, derived.artifact
     assert made.manifest.golden == source.manifest.golden
+    assert made.manifest.reference_distribution == source.manifest.reference_distribution
     assert made.manifest.precision == "fp16"
     assert made.manifest.lineage["derived_from"] == source.digest
     assert (made.manifest.labels, made.manifest.max_tokens) == (source.manifest.labels, source.manifest.max_tokens)

@@ -85,3 +85,11 @@ def test_its_card_has_the_accuracies_of_its_manifest(folder):
     card = (folder / "MODEL_CARD.md").read_text()
     for found in evaluation.values():
         assert f"| {found['rows']} | {found['accuracy']:.3f} |" in card
+
+
+def test_its_reference_is_of_its_evaluation_sets_as_its_card_says(folder, bundled):
+    manifest = bundled.artifact.manifest
+    reference = manifest.reference_distribution
+    assert reference.predictions == sum(found["rows"] for found in manifest.evaluation["accuracy"].values())
+    said = f"{reference.predictions:,} rows together it calls {reference.ratios['negative']:.1%}".replace("%", " %")
+    assert said in (folder / "MODEL_CARD.md").read_text()

@@ -12,6 +12,7 @@ import pytest
 
 from loadtest.benchmark.server import free_port
 from tests.deploy.test_k8s_rules import (
+    QUALITY_RULES,
     adapter_query,
     alerts,
     dashboard_queries,
@@ -22,6 +23,7 @@ from tests.deploy.test_k8s_rules import (
 )
 from tests.manifests import tool
 from tests.process import ServerProcess
+from tests.text_model import text_model
 
 PATIENCE_SECONDS = 60
 CLIENTS = 4
@@ -72,7 +74,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     binary = tool("prometheus", "apt-get install prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     stop = threading.Event()
-    with ServerProcess() as server:
+    with ServerProcess(text_model(reference=True)) as server:
         server.ready()
         labels = {"namespace": "sentiment-inference", "pod": "sentiment-inference-1", "track": "stable"}
         target = {"targets": [f"127.0.0.1:{server.port}"], "labels": labels}
@@ -81,7 +83,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             "rule_files": ["rules.yaml"],
             "scrape_configs": [{"job_name": "pods", "static_configs": [target]}],
         }
-        (folder / "rules.yaml").write_text(json.dumps({"groups": rules()}))
+        (folder / "rules.yaml").write_text(json.dumps({"groups": [*rules(), *rules(QUALITY_RULES)]}))
         (folder / "prometheus.yaml").write_text(json.dumps(configuration))
         port = free_port()
         process = start(binary, folder, port)

@@ -22,9 +22,10 @@ CLUSTER_METRICS = {
     "kube_horizontalpodautoscaler_status_current_replicas",
     "kube_horizontalpodautoscaler_spec_max_replicas",
 }
+RULES, QUALITY_RULES = "monitoring/prometheusrule.yaml", "monitoring/prometheusrule-quality.yaml"
 WORDS = {
     *("and", "or", "unless", "on", "by", "ignoring", "group_left", "group_right", "bool", "offset"),
-    *("sum", "avg", "max", "min", "count", "rate", "increase", "histogram_quantile"),
+    *("sum", "avg", "max", "min", "count", "rate", "increase", "histogram_quantile", "clamp_min", "ln"),
     *("avg_over_time", "max_over_time", "absent_over_time"),
 }
 POD = 'namespace="prod",pod="p1"'
@@ -36,16 +37,16 @@ def component(path: str) -> Object:
     return dict(yaml.safe_load((K8S / "components" / path).read_text()))
 
 
-def rules() -> list[Object]:
-    return list(component("monitoring/prometheusrule.yaml")["spec"]["groups"])
+def rules(path: str = RULES) -> list[Object]:
+    return list(component(path)["spec"]["groups"])
 
 
-def alerts() -> dict[str, Object]:
-    return {rule["alert"]: rule for group in rules() for rule in group["rules"] if "alert" in rule}
+def alerts(path: str = RULES) -> dict[str, Object]:
+    return {rule["alert"]: rule for group in rules(path) for rule in group["rules"] if "alert" in rule}
 
 
-def recorded() -> dict[str, Object]:
-    return {rule["record"]: rule for group in rules() for rule in group["rules"] if "record" in rule}
+def recorded(path: str = RULES) -> dict[str, Object]:
+    return {rule["record"]: rule for group in rules(path) for rule in group["rules"] if "record" in rule}
 
 
 def dashboard() -> Object:
@@ -97,6 +98,8 @@ def known_samples() -> dict[str, set[str]]:
     """Sample names of the service's metrics, with the labels each has."""
     metrics = Metrics(LABELS)
     metrics.info.labels("n", "v", "d", "cpu", "int8")
+    metrics.predictions.labels("l")
+    metrics.reference.labels("l")
     gpu_registry = CollectorRegistry()
     gpu = GpuMetrics(gpu_registry)
     for gauge in (gpu.utilization, gpu.memory_used, gpu.memory_total, gpu.power):
@@ -119,7 +122,7 @@ def identifiers(query: str) -> set[str]:
 
 @pytest.mark.parametrize("where", queries())
 def test_every_metric_name_exists(where: str) -> None:
-    known = known_samples().keys() | recorded().keys() | CLUSTER_METRICS
+    known = known_samples().keys() | recorded().keys() | recorded(QUALITY_RULES).keys() | CLUSTER_METRICS
 
     names = identifiers(queries()[where])
 
@@ -132,7 +135,11 @@ def test_every_label_that_is_matched_exists_with_that_value(where: str) -> None:
     values = {"code": r"\d+", "kind": "real|padding", "provider": "cpu|cuda"}
     for name, matchers in re.findall(r"([a-z_:]+)\{([^}]*)\}", queries()[where]):
         for label, value in re.findall(r'(\w+)\s*[=!]~?\s*"([^"]*)"', matchers):
-            if name in CLUSTER_METRICS or label in ("namespace", "pod"):  # from the scrape, not from the service
+            if name in CLUSTER_METRICS or label in (
+                "namespace",
+                "pod",
+                "track",
+            ):  # from the scrape, not from the service
                 continue
             assert label in known_samples()[name]
             if label in values:
@@ -156,7 +163,7 @@ def test_the_dashboard_has_a_panel_for_each_question_and_no_panel_twice() -> Non
     panels = dashboard()["panels"]
     rows = [panel["title"].split(":")[0] for panel in panels if panel["type"] == "row"]
 
-    assert rows == ["Latency", "Errors", "Saturation", "Batching", "Model", "GPU"]
+    assert rows == ["Latency", "Errors", "Saturation", "Batching", "Model", "GPU", "Quality"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
     assert len(places) == len(panels)

@@ -34,7 +34,10 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "inference_runner_busy_seconds_total": ("counter", ()),
     "inference_rejected_total": ("counter", ("reason",)),
     "inference_request_bytes": ("histogram", ()),
+    "inference_predictions_total": ("counter", ("label",)),
+    "inference_prediction_score": ("histogram", ()),
     "log_lines_dropped_total": ("counter", ()),
+    "model_reference_prediction_ratio": ("gauge", ("label",)),
     "model_load_seconds": ("gauge", ("stage",)),
     "model_ready": ("gauge", ()),
     "model_info": ("gauge", ("name", "version", "digest", "provider", "precision")),
@@ -279,6 +282,30 @@ def test_padding_is_counted_apart_from_real_tokens() -> None:
     assert 0 <= together <= requests
     assert counted("inference_tokens_total", kind="real") == requests * sum(lengths)
     assert counted("inference_tokens_total", kind="padding") == together * (3 * max(lengths) - sum(lengths))
+
+
+@pytest.mark.parametrize("http_processes", [1, 2])
+def test_predictions_are_counted_once_by_label_whatever_the_route_and_beside_their_reference(
+    http_processes: int,
+) -> None:
+    labels = ("negative", "positive")
+    bad, good = "an awful day", "a lovely day"
+    tensor = {"name": "text", "shape": [3], "datatype": "BYTES", "data": [good, bad, good]}
+    served = ServerProcess(text_model(reference=True), http_processes=http_processes)
+    with served.ready() as server, httpx.Client(base_url=server.url) as http:
+        before = scrape(server)
+        scores = [http.post("/predict", json={"text": text}).json()["score"] for text in (bad, good)]
+        answers = http.post("/predict/batch", json={"texts": [bad, bad, good]}).json()["predictions"]
+        outputs = http.post(f"/v2/models/{NAME}/infer", json={"inputs": [tensor]}).json()["outputs"]
+        assert http.post("/predict", json={"text": " "}).status_code == 422
+        after = scrape(server)
+    scores += [answer["score"] for answer in answers] + outputs[1]["data"]
+
+    assert [before[key("inference_predictions_total", label=label)] for label in labels] == [0, 0]
+    assert [after[key("inference_predictions_total", label=label)] for label in labels] == [4, 4]
+    assert after[key("inference_prediction_score_count")] == 8
+    assert after[key("inference_prediction_score_sum")] == pytest.approx(sum(scores))
+    assert [after[key("model_reference_prediction_ratio", label=label)] for label in labels] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])

@@ -15,6 +15,7 @@ from huggingface_hub import InferenceClient
 from app.http.routes import LABELS
 from app.runtime.loading import load_model
 from app.runtime.session import Model
+from app.runtime.tasks.answers import predicted
 from tests import task_models
 from tests.process import ServerProcess
 from tests.task_models import TEXTS, picture
@@ -123,6 +124,30 @@ def test_entities_stand_where_the_answer_says_in_code_points(serve):
     found = serve("token-classification").ask("/predict", {"text": text})["entities"]
     assert found
     assert [entity["word"] for entity in found] == [text[entity["start"] : entity["end"]] for entity in found]
+
+
+@pytest.mark.parametrize("name", ["text-classification", "multi-label", "token-classification"])
+def test_what_is_predicted_is_counted_by_label(serve, name):
+    task = serve(name)
+    counted = dict.fromkeys(task.model.task.labels, 0)
+    for label, _ in predicted(task.predictions(list(TEXTS))):
+        counted[label] += 1
+
+    def counts() -> list[float]:
+        return [task.server.metric("inference_predictions_total", label=label) for label in counted]
+
+    before = counts()
+    task.ask("/predict/batch", {"texts": TEXTS})
+    assert [after - was for after, was in zip(counts(), before, strict=True)] == list(counted.values())
+    assert sum(counted.values()) > 1
+
+
+@pytest.mark.parametrize("name", ["text-regression", "text-embedding", "text-pair"])
+def test_a_model_without_labels_has_no_series_of_predictions(serve, name):
+    text = serve(name).server.get("/metrics").text
+    assert "inference_predictions_total{" not in text
+    assert "model_reference_prediction_ratio{" not in text
+    assert "inference_prediction_score_count 0.0" in text
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------

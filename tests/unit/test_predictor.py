@@ -122,7 +122,7 @@ class Observed(Predictor):
     def __init__(self, model: Model) -> None:
         self.metrics = Metrics(())
         batcher = Batcher(model.run, LIMITS, model.tokens_per_second, partial(count_batch, self.metrics))
-        super().__init__(model, batcher, self.metrics.statistics)
+        super().__init__(model, batcher, self.metrics)
 
     @property
     def waiting(self) -> int:
@@ -170,6 +170,20 @@ async def test_each_text_gets_its_likeliest_label_in_order(text_model: Model) ->
         assert one.score == pytest.approx(float(max(expected)), abs=1e-5)
         assert many.score == pytest.approx(one.score, abs=1e-5)
         assert float(expected.sum()) == pytest.approx(1, abs=1e-5)
+
+
+async def test_labels_are_counted_of_what_was_answered_in_whatever_shape(text_model: Model) -> None:
+    texts = ["sun", "rain rain", "snow fog wind"]
+    tensors = {"text": np.array(texts, np.object_)}
+    async with serving(text_model) as predictor:
+        found = [each.label for each in await classify(predictor, texts, later(), Usage())]
+        found += (await predictor.infer(tensors, later(), Usage()))["label"].tolist()
+        found += await predictor.run(texts, lambda *_: found[:3], later(), Usage())
+        with pytest.raises(Invalid):
+            await classify(predictor, ["sun", " "], later(), Usage())
+    for label in LABELS:
+        assert sample(predictor, "inference_predictions_total", label=label) == found.count(label)
+    assert sample(predictor, "inference_prediction_score_count") == len(found) == 9
 
 
 async def test_a_text_longer_than_the_window_is_cut_and_flagged(text_model: Model) -> None:

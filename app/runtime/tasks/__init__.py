@@ -56,6 +56,7 @@ class Task(Protocol):
     inputs, outputs: as clients of the Open Inference Protocol see them. counts_tokens: whether a `length` is tokens;
     else it is golden rows, and a run takes as many of these as of rows. batched: whether the first axis of every input
     is rows, as Triton's model configuration means it. by_rows: whether a request is rows at all, each with its answer.
+    labels: that its predictions may hold; none where they are no labels.
     """
 
     inputs: Sequence[TensorSpec]
@@ -63,6 +64,7 @@ class Task(Protocol):
     counts_tokens: bool
     batched: bool
     by_rows: bool
+    labels: Sequence[str]
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """batch_rows: the most that one run takes. Raises ArtifactError for a manifest or a file that does not fit."""
@@ -112,4 +114,11 @@ def open_task(artifact: Artifact, batch_rows: int) -> Task:
         raise ArtifactError(f"{artifact.folder / MANIFEST}: `task`: expected one of {sorted(TASKS)}, found {name!r}")
     # Imported when asked for: a task may need libraries that others do not.
     module, _, kind = TASKS[name].rpartition(".")
-    return cast("Task", getattr(import_module(module), kind)(artifact, batch_rows))
+    task = cast("Task", getattr(import_module(module), kind)(artifact, batch_rows))
+    reference = artifact.manifest.reference_distribution
+    if reference is not None and (unknown := reference.ratios.keys() - set(task.labels)):
+        raise ArtifactError(
+            f"{artifact.folder / MANIFEST}: reference_distribution.ratios: expected only labels that the model "
+            f"predicts, found {min(unknown)!r}"
+        )
+    return task

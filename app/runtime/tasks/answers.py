@@ -1,5 +1,7 @@
 """What tasks answer over plain HTTP, as JSON has it: one class for each shape. Knows neither tensors nor HTTP."""
 
+from collections.abc import Iterable, Iterator
+
 from msgspec import Struct
 
 
@@ -46,3 +48,15 @@ class Entities(Struct, omit_defaults=True):
 
     entities: list[Entity]
     truncated: bool = False
+
+
+def predicted(answers: Iterable[Struct]) -> Iterator[tuple[str, float]]:
+    """Each label that the answers hold, and its score."""
+    for answer in answers:
+        match answer:
+            case Label():
+                yield answer.label, answer.score
+            case Labels():
+                yield from ((each.label, each.score) for each in answer.labels)
+            case Entities():
+                yield from ((each.entity_group, each.score) for each in answer.entities)

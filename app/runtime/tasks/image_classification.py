@@ -68,7 +68,7 @@ class ImageClassification:
         self._mean, self._std = np.array(image.mean, np.float32), np.array(image.std, np.float32)
         self._decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
         self._labels, self._golden_path = LabelScores(artifact), artifact.path(manifest.golden.file)
-        self.outputs = self._labels.outputs
+        self.labels, self.outputs = self._labels.labels, self._labels.outputs
         self.split, self.predictions, self.respond = self._labels.split, self._labels.predictions, self._labels.respond
 
     def read(self, tensors: Tensors) -> list[bytes]:

@@ -21,6 +21,7 @@ class TensorTask:
     """See `app.runtime.tasks.Task`."""
 
     counts_tokens = False
+    labels: Sequence[str] = ()
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:
         """Raises ArtifactError if the manifest has no golden file."""

@@ -32,6 +32,7 @@ class TextTask(TextGate):
     counts_tokens = True
     # Its rows are the only axis, which Triton's batching would leave out of the shapes.
     batched, by_rows = False, True
+    labels: Sequence[str] = ()
     inputs: Sequence[TensorSpec] = (TensorSpec("text", "BYTES", [-1]),)
 
     def __init__(self, artifact: Artifact, batch_rows: int) -> None:

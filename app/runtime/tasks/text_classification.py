@@ -18,7 +18,7 @@ class TextClassification(TextTask):
         """Raises ArtifactError as TextTask and LabelScores do."""
         super().__init__(artifact, batch_rows)
         self._labels = LabelScores(artifact)
-        self.outputs = self._labels.outputs
+        self.labels, self.outputs = self._labels.labels, self._labels.outputs
         # Those of the labels as they are.
         self.split, self.predictions, self.respond = self._labels.split, self._labels.predictions, self._labels.respond
 

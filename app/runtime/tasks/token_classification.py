@@ -44,6 +44,7 @@ class TokenClassification(TextTask):
         # A label without B- before it goes on with an entity of its kind.
         self._begins = [label.startswith("B-") for label in self._labels.labels]
         self._groups = [label[2:] if label[:2] in ("B-", "I-") else label for label in self._labels.labels]
+        self.labels = [group for group in dict.fromkeys(self._groups) if group != OUTSIDE_LABEL]
         self._encode_batch = self._tokenizer.encode_batch
 
     def payload(self, encoding: Encoding, text: str) -> Any:

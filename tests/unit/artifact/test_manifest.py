@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.artifact.manifest import MANIFEST, Manifest, read_artifact
+from app.artifact.manifest import MANIFEST, Manifest, ReferenceDistribution, read_artifact
 from app.errors import ArtifactError
 
 WEIGHTS = b"\x00weights\xff" * 100
@@ -110,3 +110,25 @@ def test_a_manifest_cannot_be_changed_once_read(tmp_path):
     manifest: Manifest = read_artifact(write(tmp_path)).manifest
     with pytest.raises(AttributeError):
         manifest.name = "other"  # type: ignore[misc]
+
+
+def test_a_manifest_may_have_a_reference_distribution(tmp_path):
+    assert read_artifact(write(tmp_path)).manifest.reference_distribution is None
+    record = {"predictions": 3, "ratios": {"no": 0.333, "yes": 0.667}}
+    found = read_artifact(write(tmp_path, minimal() | {"reference_distribution": record})).manifest
+    assert found.reference_distribution == ReferenceDistribution(3, {"no": 0.333, "yes": 0.667})
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"predictions": 3, "ratios": {"no": 0.5, "yes": 0.4}}, "ratios: expected a sum of 1, found 0.9"),
+        ({"predictions": 3, "ratios": {}}, "ratios: expected a sum of 1, found 0"),
+        ({"predictions": 3, "ratios": {"no": 1.5}}, r"<= 1.*reference_distribution\.ratios"),
+        ({"predictions": 0, "ratios": {"no": 1}}, r">= 1.*reference_distribution\.predictions"),
+        ({"ratios": {"no": 1}}, "missing required field `predictions`"),
+    ],
+)
+def test_a_reference_distribution_that_is_none_is_refused(tmp_path, record, said):
+    with pytest.raises(ArtifactError, match=said):
+        read_artifact(write(tmp_path, minimal() | {"reference_distribution": record}))

@@ -161,7 +161,7 @@ def serve(app: Any, model: Model, limits: Limits) -> None:
     batcher = Batcher(model.run, limits, model.tokens_per_second, partial(count_batch, metrics))
     batcher.start()
     metrics.queue_rows.set_function(lambda: batcher.state().rows)
-    app.state.lifecycle.serve(Predictor(model, batcher, metrics.statistics))
+    app.state.lifecycle.serve(Predictor(model, batcher, metrics))
 
 
 async def until(condition: Callable[[], bool]) -> None:

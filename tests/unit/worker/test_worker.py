@@ -40,7 +40,7 @@ class Working:
         self.queue = JobQueue(settings)
         self.lifecycle = Lifecycle(settings, metrics)
         self.batcher = Batcher(model.run, LIMITS, model.tokens_per_second, partial(count_batch, metrics))
-        self.predictor = Predictor(model, self.batcher, metrics.statistics)
+        self.predictor = Predictor(model, self.batcher, metrics)
         self.leases = Leases(settings)
         self.worker = Worker(settings, self.leases, self.lifecycle, JobMetrics(self.registry))
 
