@@ -30,8 +30,9 @@ from tests.manifests import Object, Variation, of_kind, tool
 
 # Alerts, each with its track where it has one.
 Firing = set[tuple[str, str]]
-# Seldom, for the time it takes, and often enough for an instant query, which looks back five minutes.
-EVALUATED = "4m"
+# More seldom than in a cluster, for the time it takes; often enough for rates over five minutes, and for instant
+# queries, which look back as long.
+SCRAPED_EVERY_MINUTES, EVALUATED = 2, "4m"
 # When clients fail, somebody is woken within this time, and left alone this long after it is over: the half hour that
 # the slower burn rate looks back, and a little.
 WAKES, ENDS = 20, 35
@@ -107,9 +108,9 @@ def judged(scenarios: Sequence[Scenario], groups: list[Object], folder: Path) ->
     """What promtool says of all of them, each in a namespace of its own in one cluster, so that they are each other's
     neighbours: nothing, or which query gave what else."""
     test = {
-        "interval": "1m",
+        "interval": f"{SCRAPED_EVERY_MINUTES}m",
         "input_series": [
-            {"series": selector(name, labels), "values": notation(values)}
+            {"series": selector(name, labels), "values": notation(values[::SCRAPED_EVERY_MINUTES])}
             for each in scenarios
             for name, labels, values in each.series
         ],
@@ -148,8 +149,8 @@ def every(minutes: int, value: float = 1) -> ByMinute:
 
 
 def of_all(**more: Any) -> list[Pod]:
-    """Three Pods alike."""
-    return [Pod(**more) for _ in range(3)]
+    """Two Pods alike."""
+    return [Pod(**more) for _ in range(2)]
 
 
 END, STABLE, CANARY = MINUTES.stop, "stable", "canary"
@@ -175,9 +176,9 @@ def canary(*pods: Pod) -> Workload:
 
 
 def restarted(release: str, minutes_each: int = 2) -> list[Pod]:
-    """Three Pods, and those that take their place one after the other."""
-    old = [since(-1, FAULT.start + minutes_each * (number + 1), "5d4f8c7b9d") for number in range(3)]
-    return [*old, *(since(FAULT.start + minutes_each * number, END, release) for number in range(3))]
+    """Two Pods, and those that take their place one after the other."""
+    old = [since(-1, FAULT.start + minutes_each * (number + 1), "5d4f8c7b9d") for number in range(2)]
+    return [*old, *(since(FAULT.start + minutes_each * number, END, release) for number in range(2))]
 
 
 NO_REPLICA = ("InferenceNoReadyReplica", STABLE)
@@ -195,15 +196,15 @@ BLIND = ("InferenceAutoscalerBlind", STABLE)
 GPU_IDLE = ("InferenceGpuNotUsed", "")
 
 OUTAGES = [
-    Scenario("no Pod has a node", [Workload([broken("Pending") for _ in range(3)])], {NO_REPLICA, MISSING}),
+    Scenario("no Pod has a node", [Workload([broken("Pending"), broken("Pending")])], {NO_REPLICA, MISSING}),
     Scenario(
         "every Pod ends again and again",
-        [Workload([broken("CrashLoopBackOff", **CRASHES) for _ in range(3)])],
+        [Workload([broken("CrashLoopBackOff", **CRASHES) for _ in range(2)])],
         {NO_REPLICA, MISSING, RESTARTS},
     ),
     Scenario(
         "all stable Pods are down behind a canary that is ready, at weight 0",
-        [Workload([broken("Pending") for _ in range(3)]), canary(Pod(requests={}))],
+        [Workload([broken("Pending"), broken("Pending")]), canary(Pod(requests={}))],
         {NO_REPLICA, MISSING},
     ),
     Scenario("no gate ends", [Workload([broken("Running")])], {NO_REPLICA, MISSING, NOT_LOADED}),
@@ -219,7 +220,7 @@ OUTAGES = [
         [Workload(), gateway(state=lambda minute: "Running" if minute in FAULT else "Ready")],
         {("InferenceNoReadyReplica", "gateway"), ("InferenceReplicasMissing", "gateway")},
     ),
-    Scenario("Pods are restarted one after the other", [Workload(restarted("6e5a9d8c7f"), wanted=3)]),
+    Scenario("Pods are restarted one after the other", [Workload(restarted("6e5a9d8c7f"), wanted=2)]),
     Scenario("nobody asks", [Workload(of_all(requests={}, busy_seconds=0)), canary(Pod(requests={}, busy_seconds=0))]),
     Scenario("no job, and no worker", [Workload(), gateway(), worker(asleep=True)]),
     Scenario(
@@ -319,7 +320,7 @@ LATENCIES = [
         ],
         {SLOWER},
     ),
-    Scenario("as fast after a rollout as before it", [Workload(restarted("6e5a9d8c7f"), wanted=3)]),
+    Scenario("as fast after a rollout as before it", [Workload(restarted("6e5a9d8c7f"), wanted=2)]),
     Scenario(
         "slower since a rollout, where nobody notices",
         [
@@ -340,24 +341,24 @@ SCALING = [
         [
             Workload(
                 [*of_all(**BUSY), *(Pod(lambda minute: "Pending" if minute in FAULT else "") for _ in range(3))],
-                autoscaler=Autoscaler(desired=during(FAULT, 6, 3), current=during(FAULT, 6, 3)),
+                autoscaler=Autoscaler(desired=during(FAULT, 5, 2), current=during(FAULT, 5, 2)),
             )
         ],
         {BLOCKED, MISSING},
     ),
     Scenario(
         "saturated, and a quota refuses new Pods",
-        [Workload(of_all(**BUSY), wanted=during(FAULT, 6, 3), autoscaler=Autoscaler(desired=during(FAULT, 6, 3)))],
+        [Workload(of_all(**BUSY), wanted=during(FAULT, 5, 2), autoscaler=Autoscaler(desired=during(FAULT, 5, 2)))],
         {BLOCKED, MISSING},
     ),
-    Scenario("saturated at maxReplicas", [Workload(of_all(**BUSY), autoscaler=Autoscaler(most=3))], {BLOCKED}),
+    Scenario("saturated at maxReplicas", [Workload(of_all(**BUSY), autoscaler=Autoscaler(most=2))], {BLOCKED}),
     Scenario(
         "saturated at the maximum of KEDA's HPA",
-        [Workload(of_all(**BUSY), autoscaler=Autoscaler(f"{NAME}-keda", most=3))],
+        [Workload(of_all(**BUSY), autoscaler=Autoscaler(f"{NAME}-keda", most=2))],
         {BLOCKED},
     ),
     Scenario("saturated, with room to scale", [Workload(of_all(**BUSY), autoscaler=Autoscaler())]),
-    Scenario("at maxReplicas, and not saturated", [Workload(autoscaler=Autoscaler(most=3))]),
+    Scenario("at maxReplicas, and not saturated", [Workload(autoscaler=Autoscaler(most=2))]),
     Scenario(
         "the HPA's metric is unknown",
         [Workload(autoscaler=Autoscaler(active=lambda minute: minute not in FAULT))],
@@ -373,8 +374,8 @@ SCALING = [
         [
             Workload(
                 [*of_all(), Pod(lambda minute: "Pending" if minute in FAULT else "", "6e5a9d8c7f")],
-                wanted=3,
-                updated=during(FAULT, 1, 3),
+                wanted=2,
+                updated=during(FAULT, 1, 2),
                 progressing=lambda minute: minute not in FAULT,
             )
         ],
@@ -385,15 +386,15 @@ SCALING = [
         [
             Workload(
                 [*of_all(), Pod(lambda minute: "Pending" if minute in FAULT else "", "6e5a9d8c7f")],
-                wanted=3,
-                updated=during(FAULT, 1, 3),
+                wanted=2,
+                updated=during(FAULT, 1, 2),
             )
         ],
         {STUCK},
     ),
     Scenario(
         "a rollout that takes its time, and always a Pod less",
-        [Workload(of_all(), wanted=4, updated=lambda minute: minute // 10)],
+        [Workload(of_all(), wanted=3, updated=lambda minute: minute // 10)],
     ),
 ]
 
@@ -411,8 +412,8 @@ PODS = [
                         ended=("Error", 3),
                     ),
                 ],
-                wanted=3,
-                updated=during(FAULT, 1, 3),
+                wanted=2,
+                updated=during(FAULT, 1, 2),
                 progressing=lambda minute: minute not in FAULT[5:],
             )
         ],
@@ -438,8 +439,8 @@ PODS = [
         [
             Workload(
                 [*of_all(), Pod(lambda minute: "Init" if minute in FAULT else "", "6e5a9d8c7f")],
-                wanted=3,
-                updated=during(FAULT, 1, 3),
+                wanted=2,
+                updated=during(FAULT, 1, 2),
                 progressing=lambda minute: minute not in FAULT,
             )
         ],
@@ -458,7 +459,7 @@ PODS = [
                 name="payments",
                 part_of="",
                 progressing=lambda minute: minute not in FAULT,
-                autoscaler=Autoscaler("payments", most=3, active=lambda minute: minute not in FAULT),
+                autoscaler=Autoscaler("payments", most=2, active=lambda minute: minute not in FAULT),
             ),
         ],
     ),
@@ -529,7 +530,7 @@ def test_every_alert_is_shown_to_fire() -> None:
 def test_under_other_names_the_alerts_are_the_same_and_those_names_are_no_longer_theirs(tmp_path: Path) -> None:
     objects = Variation("base", ("monitoring",), renamed=True).objects()
     groups = [group for each in of_kind(objects, "PrometheusRule") for group in each["spec"]["groups"]]
-    down = [broken("Pending") for _ in range(3)]
+    down = [broken("Pending"), broken("Pending")]
     parts = [
         Workload(down, name=f"team-{NAME}-two", autoscaler=Autoscaler(f"{NAME}-keda", active=lambda m: m not in FAULT)),
         Workload(down, name=NAME, part_of="", autoscaler=Autoscaler(active=lambda minute: minute not in FAULT)),
