@@ -26,7 +26,7 @@ from tests.deploy.alerts.cluster import (
     selector,
 )
 from tests.deploy.test_k8s_rules import alerts, component, known_samples, rules
-from tests.manifests import Object, Variation, of_kind, tool
+from tests.manifests import Object, Variation, name_of, of_kind, tool
 
 # Alerts, each with its track where it has one.
 Firing = set[tuple[str, str]]
@@ -525,6 +525,20 @@ def test_promtool_has_no_other_complaint(judgement: str) -> None:
 
 def test_every_alert_is_shown_to_fire() -> None:
     assert {alert for scenario in SCENARIOS for alert, _ in scenario.fires} == alerts().keys()
+
+
+@pytest.mark.parametrize("names_change", [False, True])
+def test_the_rules_name_every_deployment_that_has_pods_of_this_image(names_change: bool) -> None:
+    objects = Variation("base", ("canary", "queue", "monitoring"), names_change, workers=True).objects()
+    rules = [
+        rule
+        for each in of_kind(objects, "PrometheusRule")
+        for group in each["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+    named = {rule["labels"]["deployment"] for rule in rules if rule.get("record") == "deployment:inference_track:info"}
+
+    assert named == {name_of(each) for each in of_kind(objects, "Deployment")}
 
 
 def test_under_other_names_the_alerts_are_the_same_and_those_names_are_no_longer_theirs(tmp_path: Path) -> None:
