@@ -132,12 +132,17 @@ def broken(state: str, **more: Any) -> Pod:
 
 def since(begin: int, end: int, template: str, **more: Any) -> Pod:
     """A Pod of a release: a minute until it is ready, and from `end` on it is gone."""
-    states = {begin: "Running"}
-    return Pod(lambda minute: states.get(minute, "Ready") if begin <= minute < end else "", template, **more)
+
+    def state(minute: int) -> str:
+        if not begin <= minute < end:
+            return ""
+        return "Running" if minute == begin else "Ready"
+
+    return Pod(state, template, **more)
 
 
 def answers(ok: float, **codes: float) -> dict[str, Any]:
-    """What a Pod answers each minute; other codes while the fault lasts, and as many more 200 without it."""
+    """What a Pod answers each minute; other codes (`_500`) while the fault lasts, and as many more 200 without it."""
     bad = sum(codes.values())
     return {
         "requests": {"200": during(FAULT, ok, ok + bad)} | {code[1:]: during(FAULT, n) for code, n in codes.items()}
@@ -206,6 +211,11 @@ OUTAGES = [
         "all stable Pods are down behind a canary that is ready, at weight 0",
         [Workload([broken("Pending"), broken("Pending")]), canary(Pod(requests={}))],
         {NO_REPLICA, MISSING},
+    ),
+    Scenario(
+        "every Pod ends again and again, and is ready for a moment each time",
+        [Workload([Pod(lambda minute: "CrashLoopBackOff" if minute in FAULT and minute % 10 else "Ready", **CRASHES)])],
+        {NO_REPLICA, RESTARTS},
     ),
     Scenario("no gate ends", [Workload([broken("Running")])], {NO_REPLICA, MISSING, NOT_LOADED}),
     Scenario("somebody scaled to zero", [Workload([broken("")], wanted=during(FAULT, 0, 1))], {NO_REPLICA}),
@@ -355,6 +365,11 @@ SCALING = [
     Scenario(
         "saturated at the maximum of KEDA's HPA",
         [Workload(of_all(**BUSY), autoscaler=Autoscaler(f"{NAME}-keda", most=2))],
+        {BLOCKED},
+    ),
+    Scenario(
+        "saturated at the maximum of KEDA's HPA, and nobody tells what it scales",
+        [Workload(of_all(**BUSY), autoscaler=Autoscaler(f"{NAME}-keda", most=2, told=False))],
         {BLOCKED},
     ),
     Scenario("saturated, with room to scale", [Workload(of_all(**BUSY), autoscaler=Autoscaler())]),

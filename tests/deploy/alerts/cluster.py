@@ -228,19 +228,22 @@ class Pod:
 
 @dataclass
 class Autoscaler:
-    """An HPA, and what it says of itself by the minute. current: it counts Pods that are Pending."""
+    """An HPA, and what it says of itself by the minute. current: it counts Pods that are Pending. told: whether
+    kube-state-metrics tells what it scales."""
 
     name: str = NAME
     desired: Value = 2
     current: Value = 2
     most: float = 10
     active: Callable[[int], bool] = lambda minute: True
+    told: bool = True
 
     def series(self, namespace: str, deployment: str, there: list[bool]) -> Iterator[Series]:
         hpa, prefix = {"namespace": namespace, "horizontalpodautoscaler": self.name}, "kube_horizontalpodautoscaler"
         scaled = {"api_version": "apps/v1", "kind": "Deployment", "name": deployment}
         target = {f"scaletargetref_{key}": value for key, value in scaled.items()}
-        yield f"{prefix}_info", hpa | target, shown(1, there)
+        if self.told:
+            yield f"{prefix}_info", hpa | target, shown(1, there)
         yield f"{prefix}_spec_max_replicas", hpa, shown(self.most, there)
         yield f"{prefix}_status_desired_replicas", hpa, shown(self.desired, there)
         yield f"{prefix}_status_current_replicas", hpa, shown(self.current, there)
