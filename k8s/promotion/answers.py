@@ -34,9 +34,9 @@ def _share(name: str, evidence: Evidence, counts: dict[str, tuple[int, int]], bo
     cases, of = counts[evidence.judged.name]
     other_cases, other_of = counts[evidence.stable.name] if evidence.stable else (0, 0)
     values = {track: round(some / whole, 4) if whole else None for track, (some, whole) in counts.items()}
-    check = Check(name, values, f"at most {bound:.0%}", OK)
+    check = Check(name, values, f"at most {bound:g}", OK)
     if cases >= LEAST_CASES and at_least(cases, of, bound) < CHANCE:
-        check.state, check.reason = BAD, f"{cases} of {of} are beyond {bound:.0%}"
+        check.state, check.reason = BAD, f"{cases} of {of}, beyond {bound:g}"
     elif (
         other_of
         and cases >= LEAST_CASES
@@ -107,10 +107,7 @@ def _predictions(evidence: Evidence, bounds: Bounds) -> Iterator[Check]:
     elif index > bounds.stability_index:
         if evidence.stable is None:
             # Who came with other inputs is not known.
-            check.state, check.reason = (
-                WAIT,
-                "not distributed as the reference: the model, or what it is asked, is another",
-            )
+            check.state, check.reason = WAIT, "not as the model's reference: the model or what it is asked is another"
         elif indices[evidence.stable.name] > bounds.stability_index or between <= bounds.stability_index:
             check.state, check.reason = WAIT, "the stable Pods' have moved as well: what is asked is another"
         else:
