@@ -92,15 +92,17 @@ def ratio(text: str) -> float:
 
 
 def collect(given: argparse.Namespace, options: list[str]) -> tuple[Evidence, int]:
-    """Metrics first: a Pod that restarts meanwhile is then seen."""
-    known = tracks(read(given.namespace, options), given.app)
+    cluster = read(given.namespace, options)
+    known = tracks(cluster, given.app)
     if given.prometheus:
         names = [[pod["metadata"]["name"] for pod in each.pods] for each in known]
         traffic = [prometheus.traffic(given.prometheus, given.namespace, each, given.seconds) for each in names]
     else:
         pods = [[pod for pod in each.pods if ready(pod)] for each in known]
         traffic = scrape.traffic(options, given.namespace, pods, given.seconds)
-    cluster = read(given.namespace, options)
+        if given.seconds:
+            # A Pod that restarted meanwhile is to be seen.
+            cluster = read(given.namespace, options)
     counted = dict(zip((each.name for each in known), traffic, strict=True))
     now = [each for each in tracks(cluster, given.app) if each.name in counted]
     return Evidence(cluster, now, counted, findings(cluster)[0]), given.seconds

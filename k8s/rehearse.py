@@ -1,5 +1,5 @@
-"""A release, a candidate beside it, promotion and rollback on staging, each verified. It works on a copy of the manifests,
-and changes nothing but the namespace of the overlay."""
+"""A release, a candidate beside it, promotion and rollback on staging, each verified. It works on a copy of the
+manifests, and changes nothing but the namespace of the overlay."""
 
 import argparse
 import json

@@ -15,7 +15,7 @@ from tests.process import ROOT
 
 Object = dict[str, Any]
 APP = {"app.kubernetes.io/name": "sentiment-inference", "track": "stable"}
-KUBECTL = """#!{python}
+KUBECTL = """#!{python} -IS
 import json, sys
 from pathlib import Path
 given = json.loads(Path(__file__).with_name("answers.json").read_text())
@@ -24,6 +24,16 @@ if "namespace" in sys.argv:
     sys.exit()
 if given["broken"]:
     sys.exit("Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused")
+if "--raw" in sys.argv:
+    # What a Pod answers the first time, and what after that.
+    path = sys.argv[-1]
+    asked = Path(__file__).with_name("asked-" + path.replace("/", "-"))
+    texts = given["raw"].get(path)
+    if texts is None:
+        sys.exit("Error from server (NotFound): the server could not find the requested resource")
+    print(texts[min(asked.exists(), len(texts) - 1)])
+    asked.touch()
+    sys.exit()
 items = []
 for kind in sys.argv[-1].split(","):
     if kind in given["absent"]:
@@ -119,17 +129,18 @@ def event(item: Object, reason: str, message: str, seconds: float = 60) -> Objec
 
 
 class Kubectl:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, program: str = "diagnose.py") -> None:
+        self.folder, self.program = folder, program
         program = folder / "kubectl"
         program.write_text(KUBECTL.format(python=sys.executable))
         program.chmod(0o755)
 
     def run(self, items: list[Object], *arguments: str, absent: tuple[str, ...] = (), forbidden: tuple[str, ...] = (),
-            broken: bool = False) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        answers = {"items": items, "absent": absent, "forbidden": forbidden, "broken": broken}
+            broken: bool = False,
+            raw: dict[str, list[str]] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        answers = {"items": items, "absent": absent, "forbidden": forbidden, "broken": broken, "raw": raw or {}}
         (self.folder / "answers.json").write_text(json.dumps(answers))
-        command = [sys.executable, str(ROOT / "k8s/diagnose.py"), "-n", "ns", *arguments]
+        command = [sys.executable, str(ROOT / "k8s" / self.program), "-n", "ns", *arguments]
         return subprocess.run(command, env={**os.environ, "PATH": str(self.folder)}, capture_output=True, text=True)
 
     def findings(self, items: list[Object]) -> list[Object]:
