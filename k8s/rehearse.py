@@ -39,12 +39,13 @@ class Rehearsal:
         self.given, self.copy = given, copy
         self.options = [f"--context={given.context}"] if given.context else []
         self.overlay = copy / "k8s" / "overlays" / given.overlay
-        self.namespace = self.built(r"namespace: (\S+)")
-
-    def built(self, pattern: str) -> str:
-        """What the overlay would apply, searched: kubectl kustomize prints YAML, and Python brings no parser of it."""
-        found = re.search(pattern, self.kubectl("kustomize", str(self.overlay), plain=True))
-        return found[1] if found else ""
+        # It prints YAML, and Python brings no parser of it.
+        built = self.kubectl("kustomize", str(self.overlay), plain=True)
+        self.has_route = "\nkind: HTTPRoute\n" in built
+        found = re.search(r"^  namespace: (\S+)$", built, re.MULTILINE)
+        if not found:
+            raise RehearsalError(f"the overlay {given.overlay} names no namespace")
+        self.namespace = found[1]
 
     def kubectl(self, *arguments: str, plain: bool = False) -> str:
         command = ["kubectl", *([] if plain else [*self.options, "-n", self.namespace]), *arguments]
@@ -84,7 +85,7 @@ class Rehearsal:
 
     def around(self, name: str, components: list[str], image: str, model: str) -> Path:
         """A kustomization around the overlay: with these components, and images by these names."""
-        route = [] if self.built(r"kind: (HTTPRoute)\n") else ["gateway"]
+        route = [] if self.has_route else ["gateway"]
         given = ((image, self.given.image), (model, self.given.model_image))
         return self.kustomization(
             name,
@@ -169,7 +170,7 @@ def rehearse(run: Rehearsal) -> None:
 
     say("candidate")
     components = ["canary", *source[:1]]
-    run.apply(run.around("candidate", components, f"{APP}-candidate", "sentiment-candidate-model"))
+    run.apply(run.around("candidate", components, f"{APP}-candidate", "sentiment-inference-candidate-model"))
     candidate = run.rolled_out("canary")
     if run.track("stable").release != first.release:
         raise RehearsalError("the candidate changed the stable Pods")

@@ -127,10 +127,10 @@ def test_the_candidate_s_model_comes_from_where_it_is_told_and_the_stable_pods_f
         case "from-image":
             assert (fetching, volumes, mounts) == ([], [], [])
         case "from-image-volume":
-            assert volumes[0]["image"]["reference"] == "sentiment-candidate-model:unreleased"
+            assert volumes[0]["image"]["reference"] == "sentiment-inference-candidate-model:unreleased"
         case "from-claim":
             assert volumes[0]["persistentVolumeClaim"]["claimName"] == "sentiment-model"
-            assert mounts[0]["subPath"] == "unreleased"
+            assert mounts[0]["subPath"] == "candidate/unreleased"
         case "from-bucket":
             fetched = one(Variation("base", ("model-fetch",)).objects(), "Deployment")
             assert (fetching, volumes, mounts) == source_of(fetched)
@@ -145,7 +145,9 @@ def test_a_candidate_s_model_image_can_be_named_by_digest(tmp_path: Path) -> Non
     listed = {
         "resources": ["../cpu"],
         "components": [f"../../components/{each}" for each in ("gateway", "canary", "canary/from-image-volume")],
-        "images": [{"name": "sentiment-candidate-model", "newName": "example.com/m", "digest": f"sha256:{'1' * 64}"}],
+        "images": [
+            {"name": "sentiment-inference-candidate-model", "newName": "example.com/m", "digest": f"sha256:{'1' * 64}"}
+        ],
     }
     (folder / "kustomization.yaml").write_text(json.dumps(listed))
 
