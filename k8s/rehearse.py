@@ -170,7 +170,7 @@ def rehearse(run: Rehearsal) -> None:
 
     say("candidate")
     components = ["canary", *source[:1]]
-    run.apply(run.around("candidate", components, f"{APP}-candidate", "sentiment-inference-candidate-model"))
+    run.apply(run.around("candidate", components, f"{APP}-candidate", f"{APP}-candidate-model"))
     candidate = run.rolled_out("canary")
     if run.track("stable").release != first.release:
         raise RehearsalError("the candidate changed the stable Pods")
@@ -183,7 +183,7 @@ def rehearse(run: Rehearsal) -> None:
 
     say("promotion")
     values = adopt(base, candidate_release)
-    run.apply(run.around("promoted", list(source[1:]), APP, "sentiment-model"))
+    run.apply(run.around("promoted", list(source[1:]), APP, f"{APP}-model"))
     promoted = run.rolled_out("stable")
     if template_labels(promoted.workload).get("model-version") != values["MODEL_VERSION"]:
         raise RehearsalError(f"the stable Pods have {promoted.release}, not the candidate's model")
