@@ -78,7 +78,7 @@ def _latency(evidence: Evidence, bounds: Bounds) -> Iterator[Check]:
         check.reason += f" (slower than {bounds.p95_seconds:g} s)"
     elif stable.timed >= bounds.requests and not math.isinf(edge):
         cases, other = judged.slower(edge), stable.slower(edge)
-        worse = more_often(cases, max(judged.timed, cases), other, stable.timed) < CHANCE
+        worse = more_often(cases, judged.timed, other, stable.timed) < CHANCE
         # At most 5 % of the stable Pods' answers are beyond it.
         if cases >= LEAST_CASES and cases > 0.1 * judged.timed and worse:
             check.state = BAD
