@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from tests.process import ROOT
 K8S = ROOT / "k8s"
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
+# Of the candidate's model.
+SOURCES = sorted(path.name for path in (K8S / "components" / "canary").glob("from-*"))
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 # From 5.0 on, kustomize has all that the manifests use; kubectl has that since 1.27.
 KUSTOMIZE_AT_LEAST = (5, 0)
@@ -27,7 +29,13 @@ KUSTOMIZE_AT_LEAST = (5, 0)
 HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
-CANARY = ("", "canary")
+RELEASED_BY = ("", "canary", "argo-rollouts")
+# Listed first: canary asks for it, and what comes after it patches the candidate as well.
+FIRST = ("gateway", "canary")
+# Listed last: it points what scales at the Rollout.
+LAST = ("argo-rollouts",)
+# Those that need another.
+NEEDS = {"canary": ("gateway",), "argo-rollouts": ("gateway",)}
 ADDITIONS = (
     "queue",
     "queue-local",
@@ -109,7 +117,6 @@ def _build(variation: Variation) -> str:
             path.write_text('{"resources": ["../../base"]}')
         kustomization = yaml.safe_load(path.read_text())
         added = [f"../../components/{name}" for name in variation.components]
-        # First, as canary asks; the order of the others does not matter.
         kustomization["components"] = [*added, *kustomization.get("components", [])]
         if variation.workers:
             kustomization["resources"].append("../../worker")
@@ -132,17 +139,25 @@ def _combinations() -> Iterator[Variation]:
     for number, hardware in enumerate(HARDWARE):
         for other, artifact in enumerate(ARTIFACTS):
             autoscaler = AUTOSCALERS[(number + other) % len(AUTOSCALERS)]
-            canary = CANARY[(number + other) % len(CANARY)]
+            released_by = RELEASED_BY[(number - other) % len(RELEASED_BY)]
             # Not by KEDA, in half of them, and in each of the others' pairs once.
             scaled = FOR_WORKERS if (number + other // 2) % 2 == 0 else ()
-            names = (canary, hardware, autoscaler, artifact, *ADDITIONS, *scaled)
-            yield Variation("base", tuple(name for name in names if name), workers=True)
+            names = ("gateway", hardware, autoscaler, artifact, *ADDITIONS, *scaled)
+            yield Variation("base", in_order(name for name in (*names, released_by) if name), workers=True)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """As their headers ask to be listed; the order of the others does not matter."""
+    return tuple(
+        sorted(names, key=lambda name: (FIRST.index(name) - len(FIRST) if name in FIRST else 0) + (name in LAST))
+    )
 
 
 SINGLE = [
     Variation("base"),
     *(Variation(f"overlays/{name}") for name in OVERLAYS),
-    *(Variation("base", (name,)) for name in COMPONENTS if name not in (*FOR_WORKERS, *FOR_JOBS)),
+    *(Variation("base", (*NEEDS.get(name, ()), name)) for name in COMPONENTS if name not in (*FOR_WORKERS, *FOR_JOBS)),
+    *(Variation("base", ("gateway", "canary", f"canary/{name}")) for name in SOURCES),
 ]
 WITH_WORKERS = [
     Variation("base", ("queue",), workers=True),
@@ -154,10 +169,13 @@ WITH_WORKERS = [
 ON_OVERLAYS = [
     Variation("overlays/local", ("model-fetch",)),
     *(Variation("overlays/cpu", ("model-fetch", name)) for name in IDENTITIES),
-    Variation("overlays/cpu", ("canary", "autoscale-inflight", "monitoring")),
-    Variation("overlays/cpu", ("canary", "autoscale-keda", "monitoring", "vpa-recommend")),
+    Variation("overlays/cpu", ("gateway", "canary", "autoscale-inflight", "monitoring")),
+    Variation("overlays/cpu", ("gateway", "canary", "autoscale-keda", "monitoring", "vpa-recommend")),
+    Variation("overlays/cpu", ("gateway", "argo-rollouts", "monitoring")),
+    Variation("overlays/gpu", ("gateway", "argo-rollouts", "monitoring")),
+    Variation("overlays/staging", ("gateway", "canary", "canary/from-image-volume", "monitoring")),
     *(Variation("overlays/cpu", (name, "monitoring")) for name in ARTIFACTS if name),
-    *(Variation("overlays/gpu", ("canary", name, "monitoring")) for name in ARTIFACTS if name),
+    *(Variation("overlays/gpu", ("gateway", "canary", name, "monitoring")) for name in ARTIFACTS if name),
 ]
 COMBINED = list(_combinations())
 RENAMED = [replace(each, renamed=True) for each in (*SINGLE, *WITH_WORKERS[:2], *COMBINED[-8:])]

@@ -27,8 +27,8 @@ def one_line(text: object) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
-def _kubectl(arguments: list[str]) -> tuple[list[Object], str]:
-    """Items and, if it failed, what it said."""
+def kubectl(arguments: list[str]) -> tuple[str, str]:
+    """What it printed and, if it failed, what it said. Raises KubectlError if there is no kubectl or no answer."""
     try:
         done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603, S607
     except FileNotFoundError:
@@ -38,9 +38,17 @@ def _kubectl(arguments: list[str]) -> tuple[list[Object], str]:
     if done.returncode:
         # Without the client library's own log, which says the same five times.
         said = [line for line in done.stderr.splitlines() if not re.match(r"[EWI]\d{4} ", line)]
-        return [], one_line(" ".join(said)) or f"kubectl ended with exit code {done.returncode}"
+        return "", one_line(" ".join(said)) or f"kubectl ended with exit code {done.returncode}"
+    return done.stdout, ""
+
+
+def _items(arguments: list[str]) -> tuple[list[Object], str]:
+    """Items and, if it failed, what it said."""
+    text, said = kubectl(arguments)
+    if said:
+        return [], said
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(text)
     except ValueError:
         raise KubectlError("kubectl printed no JSON: is the kubectl on PATH the real one?") from None
     return answer.get("items", [answer]), ""
@@ -49,14 +57,14 @@ def _kubectl(arguments: list[str]) -> tuple[list[Object], str]:
 def read(namespace: str, options: list[str]) -> "Cluster":
     """One call for what every cluster has; kind by kind if that fails, so that one forbidden kind costs only itself.
     Raises KubectlError if the namespace does not exist or Pods cannot be read."""
-    space, said = _kubectl([*options, "get", "namespace", namespace, "-o", "json"])
+    space, said = _items([*options, "get", "namespace", namespace, "-o", "json"])
     if said and "forbidden" not in said.lower():
         raise KubectlError(said)
     common = [*options, "-n", namespace, "get", "-o", "json"]
-    items, said = _kubectl([*common, ",".join(BUILT_IN)])
+    items, said = _items([*common, ",".join(BUILT_IN)])
     unread = {}
     for kind in (*(BUILT_IN if said else ()), *ADD_ONS):
-        more, said = _kubectl([*common, kind])
+        more, said = _items([*common, kind])
         items += more
         if "forbidden" in said.lower():
             unread[kind] = "forbidden"

@@ -547,7 +547,7 @@ def test_every_alert_is_shown_to_fire() -> None:
 
 @pytest.mark.parametrize("names_change", [False, True])
 def test_the_rules_name_every_deployment_that_has_pods_of_this_image(names_change: bool) -> None:
-    objects = Variation("base", ("canary", "queue", "monitoring"), names_change, workers=True).objects()
+    objects = Variation("base", ("gateway", "canary", "queue", "monitoring"), names_change, workers=True).objects()
     rules = [
         rule
         for each in of_kind(objects, "PrometheusRule")

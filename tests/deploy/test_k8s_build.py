@@ -1,6 +1,6 @@
 """Everything in k8s/ builds with kubectl's kustomize and is valid, strictly, for Kubernetes 1.35, 1.36 and 1.37.
 
-Custom resources: packaged models of their CRDs, else the schemas below, which know the fields used here.
+Custom resources: packaged models of their CRDs, else schemas.py, which knows the fields used here.
 """
 
 import functools
@@ -18,6 +18,7 @@ from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
+from tests.deploy.schemas import SCHEMAS
 from tests.manifests import (
     ARTIFACTS,
     AUTOSCALERS,
@@ -28,6 +29,7 @@ from tests.manifests import (
     JOBS,
     K8S,
     OVERLAYS,
+    RELEASED_BY,
     Object,
     Variation,
     each_build,
@@ -47,164 +49,6 @@ MODELS: dict[str, Any] = {
     "PrometheusRule": PrometheusRule,
     "TrainJob": TrainerV1alpha1TrainJob,
     "TrainingRuntime": TrainerV1alpha1TrainingRuntime,
-}
-
-
-def strict(properties: Object, required: list[str] | None = None) -> Object:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties) if required is None else required,
-        "additionalProperties": False,
-    }
-
-
-def several(items: Object, least: int = 1) -> Object:
-    return {"type": "array", "items": items, "minItems": least}
-
-
-TEXT: Object = {"type": "string", "minLength": 1}
-LABELS = {"type": "object", "additionalProperties": TEXT}
-METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
-SECONDS: Object = {"type": "integer", "minimum": 1}
-# A Pod template is checked as Kubernetes' own: see `check`.
-RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
-PEM = {"type": "string", "pattern": "^-----BEGIN PUBLIC KEY-----"}
-SIGNING_KEY = strict({"publicKeys": PEM, "rekor": strict({"ignoreTlog": {"const": True}})})
-# From the references of gateway.networking, autoscaling, ray.io and kyverno.io: no CRD packaged for Python.
-SCHEMAS: dict[str, Object] = {
-    "RayJob": strict(
-        {
-            "apiVersion": {"const": "ray.io/v1"},
-            "kind": {},
-            "metadata": METADATA,
-            "spec": strict(
-                {
-                    "entrypoint": TEXT,
-                    "submissionMode": {"enum": ["K8sJobMode", "HTTPMode"]},
-                    "backoffLimit": {"type": "integer", "minimum": 0},
-                    "activeDeadlineSeconds": SECONDS,
-                    # Else ttlSecondsAfterFinished does nothing, and the Pods stay.
-                    "shutdownAfterJobFinishes": {"const": True},
-                    "ttlSecondsAfterFinished": SECONDS,
-                    "rayClusterSpec": strict(
-                        {
-                            "headGroupSpec": strict(RAY_GROUP),
-                            "workerGroupSpecs": several(
-                                strict(
-                                    RAY_GROUP
-                                    | {"groupName": TEXT}
-                                    | {name: {"type": "integer"} for name in ("replicas", "minReplicas", "maxReplicas")}
-                                )
-                            ),
-                        }
-                    ),
-                }
-            ),
-        }
-    ),
-    "HTTPRoute": strict(
-        {
-            "apiVersion": {"const": "gateway.networking.k8s.io/v1"},
-            "kind": {},
-            "metadata": METADATA,
-            "spec": strict(
-                {
-                    "parentRefs": several(strict({"name": TEXT, "namespace": TEXT})),
-                    "rules": several(
-                        strict(
-                            {
-                                "matches": several(
-                                    strict(
-                                        {
-                                            "path": strict(
-                                                {
-                                                    "type": {"enum": ["Exact", "PathPrefix", "RegularExpression"]},
-                                                    "value": {"type": "string", "pattern": "^/"},
-                                                }
-                                            )
-                                        }
-                                    )
-                                ),
-                                "backendRefs": several(
-                                    strict(
-                                        {
-                                            "name": TEXT,
-                                            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
-                                            "weight": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
-                                        }
-                                    )
-                                ),
-                            }
-                        )
-                    ),
-                }
-            ),
-        }
-    ),
-    "Policy": strict(
-        {
-            "apiVersion": {"const": "kyverno.io/v1"},
-            "kind": {},
-            "metadata": METADATA,
-            "spec": strict(
-                {
-                    "background": {"const": False},
-                    "webhookConfiguration": strict({"failurePolicy": {"const": "Fail"}, "timeoutSeconds": SECONDS}),
-                    "rules": several(
-                        strict(
-                            {
-                                "name": TEXT,
-                                "match": strict(
-                                    {"any": several(strict({"resources": strict({"kinds": several(TEXT)})}))}
-                                ),
-                                "verifyImages": several(
-                                    strict(
-                                        {
-                                            "imageReferences": several(TEXT),
-                                            "failureAction": {"const": "Enforce"},
-                                            "required": {"const": True},
-                                            "verifyDigest": {"const": True},
-                                            "mutateDigest": {"const": False},
-                                            "attestors": several(
-                                                strict({"entries": several(strict({"keys": SIGNING_KEY}))})
-                                            ),
-                                        }
-                                    )
-                                ),
-                            }
-                        )
-                    ),
-                }
-            ),
-        }
-    ),
-    "VerticalPodAutoscaler": strict(
-        {
-            "apiVersion": {"const": "autoscaling.k8s.io/v1"},
-            "kind": {},
-            "metadata": METADATA,
-            "spec": strict(
-                {
-                    "targetRef": strict({"apiVersion": TEXT, "kind": TEXT, "name": TEXT}),
-                    # Only recommends: any other mode restarts Pods.
-                    "updatePolicy": strict({"updateMode": {"const": "Off"}}),
-                    "resourcePolicy": strict(
-                        {
-                            "containerPolicies": several(
-                                strict(
-                                    {
-                                        "containerName": TEXT,
-                                        "controlledResources": several({"enum": ["cpu", "memory"]}),
-                                    }
-                                )
-                            )
-                        }
-                    ),
-                }
-            ),
-        }
-    ),
 }
 
 
@@ -266,8 +110,9 @@ def test_an_unknown_field_does_not_pass(version: str) -> None:
         check(canonical(deployment), version)
 
 
-def test_the_priority_classes_build_and_are_valid_for_every_supported_version() -> None:
-    for thing in yaml.safe_load_all(kustomize(K8S / "priority")):
+@pytest.mark.parametrize("folder", ["priority", "gateway", "overlays/staging/gate"])
+def test_what_is_applied_apart_builds_and_is_valid_for_every_supported_version(folder: str) -> None:
+    for thing in yaml.safe_load_all(kustomize(K8S / folder)):
         for version in VERSIONS:
             check(canonical(thing), version)
 
@@ -275,7 +120,11 @@ def test_the_priority_classes_build_and_are_valid_for_every_supported_version() 
 def custom(kind: str) -> Object:
     """One of this kind."""
     builds = (
-        Variation("base", ("queue", "canary", "autoscale-keda", "vpa-recommend", "monitoring"), workers=True),
+        Variation(
+            "base", ("queue", "gateway", "canary", "autoscale-keda", "vpa-recommend", "monitoring"), workers=True
+        ),
+        Variation("base", ("gateway", "argo-rollouts")),
+        Variation("gateway"),
         Variation("jobs/batch-ray"),
         Variation("jobs/train-distributed"),
     )
@@ -303,6 +152,7 @@ def test_an_unknown_field_does_not_pass_in_the_pods_of_a_custom_resource(kind: s
 
 def test_no_two_objects_of_a_variation_have_one_name() -> None:
     names = (
+        "gateway",
         "canary",
         "gpu-dra",
         "autoscale-inflight",
@@ -354,7 +204,7 @@ def test_an_overlay_is_a_short_list(name: str) -> None:
 
 
 def test_any_two_components_that_go_together_are_built_together_in_one_variation() -> None:
-    instead = [set(names) for names in (HARDWARE, AUTOSCALERS, ARTIFACTS)]
+    instead = [set(names) for names in (HARDWARE, AUTOSCALERS, ARTIFACTS, RELEASED_BY)]
     beside = [name for name in COMPONENTS if name not in FOR_JOBS]
     pairs = {pair for pair in itertools.combinations(beside, 2) if not any(set(pair) <= names for names in instead)}
     built = {pair for each in COMBINED for pair in itertools.combinations(sorted(each.components), 2)}

@@ -272,7 +272,7 @@ def _pods_of(name: str) -> list[Object]:
 
 
 def test_the_service_has_its_classes_only_where_they_are_asked_for() -> None:
-    names = ("queue", "queue-local", "canary", "priority")
+    names = ("gateway", "queue", "queue-local", "canary", "priority")
     classes = {
         name_of(each): each["spec"]["template"]["spec"].get("priorityClassName")
         for each in of_kind(Variation("base", names, workers=True).objects(), "Deployment")

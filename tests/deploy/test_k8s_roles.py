@@ -22,7 +22,7 @@ NEVER = (
     ("bind", "rbac.authorization.k8s.io", "roles"),
 )
 # What an apply of a team makes: not what only an administrator does (guardrails, priority).
-APPLIED = Variation("base", ("canary", "monitoring", "autoscale-keda", "tracing"))
+APPLIED = Variation("base", ("gateway", "canary", "monitoring", "autoscale-keda", "tracing"))
 
 
 @pytest.fixture(scope="module")
