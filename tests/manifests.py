@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from model.release import read
 from tests.process import ROOT
 
 K8S = ROOT / "k8s"
+RELEASE = Path("release") / "release.env"
+RELEASED = read(K8S / RELEASE)
+PROJECT = "sentiment-inference"
+ARCH = "kubernetes.io/arch"
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
@@ -28,7 +33,7 @@ HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
 CANARY = ("", "canary")
-ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority")
+ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority", "multi-arch")
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
 FOR_JOBS = ("kueue",)
@@ -199,6 +204,17 @@ def containers_of(template: Object) -> list[Object]:
     """As `containers`, of a Pod template."""
     spec = template["spec"]
     return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def images(template: Object) -> list[str]:
+    """Of a Pod template: of its containers, and of its volumes."""
+    mounted = [each["image"]["reference"] for each in template["spec"].get("volumes", []) if "image" in each]
+    return [*(container["image"] for container in containers_of(template)), *mounted]
+
+
+def own(objects: list[Object]) -> list[Object]:
+    """Pod templates whose first container is of an image of this project."""
+    return [each for each in pods(objects) if PROJECT in each["spec"]["containers"][0]["image"]]
 
 
 def server_of(deployment: Object) -> Object:
