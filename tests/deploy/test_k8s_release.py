@@ -6,8 +6,10 @@ Images are named by digest in every overlay and every job, with each component, 
 import contextlib
 import functools
 import json
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,6 +173,27 @@ def test_gpus_leave_the_annotations_and_node_labels_of_other_components(order: t
             for metadata in (each["metadata"], template["metadata"]):
                 assert metadata["annotations"].keys() == {"note", "model-digest"}
             assert {"pool", ARCH} <= template["spec"]["nodeSelector"].keys()
+
+
+def test_the_readme_deletes_config_maps_that_no_replica_set_names(tmp_path: Path) -> None:
+    """With a kubectl that says what a cluster would."""
+    (block,) = re.findall(r"```sh\n(used=.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        """#!/bin/sh
+        case "$*" in
+            *jsonpath*) printf "set-3 set-2 queue-1 set-3" ;;
+            *"get configmaps"*) printf "configmap/%s\\n" set set-1 set-2 set-3 queue-0 queue-1 queue-11 ;;
+            *) printf "%s " "$@" ;;
+        esac
+        """
+    )
+    kubectl.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", block], env=environ, capture_output=True, text=True, check=True)
+
+    unused = [f"configmap/{name}" for name in ("set", "set-1", "queue-0", "queue-11")]
+    assert done.stdout.split() == ["-n", PROJECT, "delete", "--dry-run=server", *unused]
 
 
 # Each overlay and each job, with each component in it, and with each around it, in a namespace of its own, with every
