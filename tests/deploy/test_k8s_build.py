@@ -65,7 +65,7 @@ def several(items: Object, least: int = 1) -> Object:
 
 TEXT: Object = {"type": "string", "minLength": 1}
 LABELS = {"type": "object", "additionalProperties": TEXT}
-METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
+METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS, "annotations": LABELS}, ["name"])
 SECONDS: Object = {"type": "integer", "minimum": 1}
 # A Pod template is checked as Kubernetes' own: see `check`.
 RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
