@@ -148,7 +148,7 @@ def main() -> None:
         sys.exit(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
     print(f"{args.folder} passes the gate; {args.to}:", *changes, sep="\n  ")
     for name in stale(before, new):
-        print(f"{name} is the image of before: if it has the model in it, push another and name it: make release IMAGES=FILE")
+        print(f"{name} is the image of before: if the model is in it, push another and give IMAGES=FILE")
     for pool, prefix in PREFIXES.items():
         if not args.pool and prefix + "MODEL_NAME" not in new:
             print(f"{pool} keeps what it has: make release MODEL=DIR FOR={pool} gives it this or another")
