@@ -140,7 +140,7 @@ def test_another_release_reaches_every_place_of_the_pods_that_have_it_and_no_oth
     assert own(objects)
     for template in own(objects):
         prefix = prefix_of(template)
-        on_gpus = ".present" in json.dumps(template["spec"].get("nodeSelector")) or "resourceClaims" in template["spec"]
+        on_gpus = "nvidia.com" in json.dumps(template["spec"])
         found = said_of(template, objects)
         assert found.pop("SERVER_ARCH") == NEW[(PREFIXES["gpu"] if on_gpus else "") + "SERVER_ARCH"]
         assert found == {name: NEW[prefix + name] for name in found}
