@@ -92,6 +92,17 @@ def changes_to(artifact: Artifact, before: dict[str, str], pool: str, images: di
     return new
 
 
+def stale(before: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Images by digest that stay while the model of their Pods changes."""
+    return [
+        prefix + "SERVER_IMAGE"
+        for prefix in ("", *PREFIXES.values())
+        if "@" in new.get(prefix + "SERVER_IMAGE", "")
+        and new[prefix + "SERVER_IMAGE"] == before[prefix + "SERVER_IMAGE"]
+        and new[prefix + "MODEL_DIGEST"] != before[prefix + "MODEL_DIGEST"]
+    ]
+
+
 def images_of(values: dict[str, str]) -> list[str]:
     """Names of the lines that are images."""
     return [name for name in values if name.endswith("_IMAGE")]
@@ -136,6 +147,8 @@ def main() -> None:
         print(f"model.release: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
     print(f"{args.folder} passes the gate; {args.to}:", *changes, sep="\n  ")
+    for name in stale(before, new):
+        print(f"{name} is the image of before: if the model is in it, push another and give IMAGES=FILE")
     for pool, prefix in PREFIXES.items():
         if not args.pool and prefix + "MODEL_NAME" not in new:
             print(f"{pool} keeps what it has: make release MODEL=DIR FOR={pool} gives it this or another")

@@ -20,7 +20,6 @@ from tests.process import ROOT
 K8S = ROOT / "k8s"
 RELEASE = Path("release") / "release.env"
 RELEASED = read(K8S / RELEASE)
-PROJECT = "sentiment-inference"
 ARCH = "kubernetes.io/arch"
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
@@ -231,8 +230,8 @@ def images(template: Object) -> list[str]:
 
 
 def own(objects: list[Object]) -> list[Object]:
-    """Pod templates whose first container is of an image of this project."""
-    return [each for each in pods(objects) if PROJECT in each["spec"]["containers"][0]["image"]]
+    """Pod templates of this project's images, which say its version."""
+    return [each for each in pods(objects) if "app.kubernetes.io/version" in each["metadata"]["labels"]]
 
 
 def server_of(deployment: Object) -> Object:

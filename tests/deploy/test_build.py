@@ -31,10 +31,13 @@ def build(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.
     return run(ROOT / "docker" / "build.sh", *arguments, cwd=cwd, **given)
 
 
-def program(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
+def with_program(folder: Path, name: str, text: str) -> str:
+    """A PATH on which this shell script comes first."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+    (tools / name).chmod(0o755)
+    return f"{tools}:{os.environ['PATH']}"
 
 
 @pytest.fixture
@@ -102,11 +105,9 @@ def test_a_base_is_named_by_its_digest_and_the_build_says_so_when_there_is_none(
 
 @pytest.mark.parametrize("answer", [DIGEST, "unauthorized", ""])
 def test_the_base_s_digest_is_what_the_registry_says_if_that_is_one(docker, answer):
-    tools = docker.parent / "tools"
-    tools.mkdir()
-    program(tools / "docker", f"[ \"$2\" = version ] || echo '{answer}'")
+    path = with_program(docker.parent, "docker", f"[ \"$2\" = version ] || echo '{answer}'")
     before = (docker / "bases.env").read_text()
-    done = run(docker / "base-digests.sh", PATH=f"{tools}:{os.environ['PATH']}")
+    done = run(docker / "base-digests.sh", PATH=path)
     after = (docker / "bases.env").read_text()
     if answer == DIGEST:
         assert (done.returncode, done.stderr) == (0, "")
@@ -126,18 +127,25 @@ def test_several_platforms_make_a_list_of_images(platform, named):
     assert (" manifest push --all " in done.stdout) == ("," in platform)
 
 
-def test_what_was_pushed_is_noted_by_its_digest_for_the_release(docker):
-    """With a Podman that says what a registry would."""
-    noted = docker.parent / "artifacts" / "images.env"
-    words = '[ "$1" != push ] || printf %s "$(cat digest)" >"$3"'
-    podman = program(docker.parent / "podman", words)
-    for number, (record, kind) in enumerate(
-        [("FETCH_IMAGE", "fetch"), ("TRAIN_IMAGE", "train"), ("FETCH_IMAGE", "fetch")]
-    ):
-        (docker.parent / "digest").write_text(f"sha256:{number:064}")
-        done = run(docker / "build.sh", kind, f"r/{kind}:1", BUILDER=str(podman), PUSH="1", RECORD=record, **OWN_BASE)
+# What each does with the digest that a registry gave the image.
+PUSHING = {
+    "podman": '[ "$1" != push ] || cp digest "$3"',
+    "docker": """while [ $# -gt 1 ]; do
+        [ "$1" != --metadata-file ] || printf '{"containerimage.digest": "%s"}' "$(cat digest)" >"$2"; shift
+    done""",
+}
+
+
+@pytest.mark.parametrize("builder", PUSHING)
+def test_what_was_pushed_is_noted_by_its_digest_for_the_release(docker, builder):
+    folder = docker.parent
+    given = {"PATH": with_program(folder, builder, PUSHING[builder]), "BUILDER": builder, "PUSH": "1", **OWN_BASE}
+    for number, kind in enumerate(["fetch", "train", "fetch"]):
+        (folder / "digest").write_text(f"sha256:{number:064}")
+        done = run(docker / "build.sh", kind, f"r/{kind}:1", RECORD=f"{kind.upper()}_IMAGE", **given)
         assert done.returncode == 0, done.stderr
-    assert read(noted) == {"FETCH_IMAGE": f"r/fetch:1@sha256:{2:064}", "TRAIN_IMAGE": f"r/train:1@sha256:{1:064}"}
+    noted = read(folder / "artifacts" / "images.env")
+    assert noted == {"FETCH_IMAGE": f"r/fetch:1@sha256:{2:064}", "TRAIN_IMAGE": f"r/train:1@sha256:{1:064}"}
 
 
 @pytest.mark.parametrize("kind", ["fetch", "train"])

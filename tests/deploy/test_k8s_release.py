@@ -18,16 +18,16 @@ import pytest
 import yaml
 
 from app import __version__
-from model.release import PREFIXES, images_of, read, write
+from model.release import PREFIXES, images_of, of, read, write
 from tests import manifests
 from tests.manifests import (
     ARCH,
+    ARTIFACTS,
     COMPONENTS,
     FOR_JOBS,
     JOBS,
     K8S,
     OVERLAYS,
-    PROJECT,
     RELEASE,
     RELEASED,
     Object,
@@ -43,23 +43,34 @@ from tests.manifests import (
 )
 from tests.process import ROOT
 
-MOUNTED = {"model-pvc": "claim", "model-image-volume": "image-volume", "model-fetch": "bucket"}
+MOUNTED = tuple(filter(None, ARTIFACTS))
 
 
 def repository(image: str) -> str:
+    """An image's name without tag and digest."""
     return image.partition("@")[0].rpartition(":")[0]
+
+
+def is_served(template: Object) -> bool:
+    """Whether these Pods hold the model that is released."""
+    return not template["metadata"]["labels"]["app.kubernetes.io/name"].endswith(("gateway", "train", "distributed"))
+
+
+def is_on_gpus(template: Object) -> bool:
+    return "nvidia.com/gpu" in json.dumps(template["spec"])
 
 
 def prefix_of(template: Object) -> str:
     """How the lines of release.env begin that these Pods serve."""
-    labels, image = template["metadata"]["labels"], template["spec"]["containers"][0]["image"]
-    if labels.get("track") == "canary":
+    if template["metadata"]["labels"].get("track") == "canary":
         return PREFIXES["canary"]
-    return PREFIXES["gpu"] if "-gpu" in repository(image) else ""
+    return PREFIXES["gpu"] if is_on_gpus(template) and is_served(template) else ""
 
 
 def test_no_other_file_says_what_is_released() -> None:
-    said = {__version__, *RELEASED.values()} - {RELEASED["MODEL_NAME"], RELEASED["SERVER_ARCH"]}
+    versions = {__version__, *(value for name, value in RELEASED.items() if name.endswith("_VERSION"))}
+    said = {form for version in versions for form in (f'"{version}"', f":{version}", f"/{version}")}
+    said |= {value for name, value in RELEASED.items() if name.endswith(("_IMAGE", "_DIGEST"))}
     for path in K8S.rglob("*"):
         if path.suffix in {".yaml", ".env"} and path != K8S / RELEASE:
             text = path.read_text()
@@ -117,11 +128,6 @@ def said_of(template: Object, objects: list[Object]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def is_served(template: Object) -> bool:
-    """Whether these Pods hold the model that is released."""
-    return not template["metadata"]["labels"]["app.kubernetes.io/name"].endswith(("gateway", "train", "distributed"))
-
-
 ORDERS = [order for name in MOUNTED for order in ((name, "gpu"), ("gpu", name))]
 ANEW = [
     *(Variation("base", ("gateway", "canary", "queue", *order), workers=True) for order in ORDERS),
@@ -141,12 +147,16 @@ def test_another_release_reaches_every_place_of_the_pods_that_have_it_and_no_oth
     assert own(objects)
     for template in own(objects):
         prefix = prefix_of(template)
-        on_gpus = ".present" in json.dumps(template["spec"].get("nodeSelector")) or "resourceClaims" in template["spec"]
         found = said_of(template, objects)
-        assert found.pop("SERVER_ARCH") == NEW[(PREFIXES["gpu"] if on_gpus else "") + "SERVER_ARCH"]
+        assert found.pop("SERVER_ARCH") == NEW[(PREFIXES["gpu"] if is_on_gpus(template) else "") + "SERVER_ARCH"]
         assert found == {name: NEW[prefix + name] for name in found}
         assert ("MODEL_DIGEST" in found) == is_served(template)
-        assert set(images(template)) <= {NEW[name] for name in images_of(NEW)}
+        assert set(images(template)) <= {*of(prefix, NEW).values(), NEW["FETCH_IMAGE"]}
+    for workload in of_kind(objects, "Deployment", "Job", "CronJob", "RayJob"):
+        (template, *_), metadata = pods([workload]), workload["metadata"]
+        for key in ("app.kubernetes.io/version", "model-name", "model-version"):
+            assert metadata["labels"].get(key) == template["metadata"]["labels"].get(key)
+        assert metadata.get("annotations") == template["metadata"].get("annotations")
     # Other names, so that the change rolls the Pods.
     if any(is_served(template) for template in own(objects)):
         maps = {name_of(each) for each in of_kind(objects, "ConfigMap")}
@@ -194,7 +204,7 @@ def test_the_readme_deletes_config_maps_that_no_replica_set_names(tmp_path: Path
     done = subprocess.run(["bash", "-c", block], env=environ, capture_output=True, text=True, check=True)
 
     unused = [f"configmap/{name}" for name in ("set", "set-1", "queue-0", "queue-11")]
-    assert done.stdout.split() == ["-n", PROJECT, "delete", "--dry-run=server", *unused]
+    assert done.stdout.split() == ["-n", "sentiment-inference", "delete", "--dry-run=server", *unused]
 
 
 # Each overlay and each job, with each component in it, and with each around it, in a namespace of its own, with every
@@ -305,7 +315,7 @@ def test_it_builds_in_one_namespace_with_every_image_by_digest(tried: Try) -> No
     names = {name_of(each) for each in of_kind(objects, "ConfigMap")}
     for template in pods(objects):
         for image in images(template):
-            assert image in PINNED if PROJECT in image else "@" not in image
+            assert image in PINNED or template not in own(objects)
         for container in containers_of(template):
             assert {source["configMapRef"]["name"] for source in container.get("envFrom", [])} <= names
 

@@ -82,7 +82,6 @@ def test_one_pool_s_lines_can_be_written_alone(release, env_file, capsys):
     assert read(env_file)["MODEL_NAME"] == "old"
     capsys.readouterr()
     # What GPUs have is not the same as the rest any more.
-    (env_file.parent / "old").write_text(env_file.read_text())
     assert release(text_model()) == 0
     assert "gpu keeps what it has" in capsys.readouterr().out
 
@@ -99,6 +98,14 @@ def test_images_that_were_pushed_are_released_by_digest(release, env_file, tmp_p
     assert found["CANARY_SERVER_IMAGE"] == "candidate:0.0.9"
     assert release(text_model(), "--images", images, "--for", "canary") == 0
     assert read(env_file)["CANARY_SERVER_IMAGE"] == pushed["SERVER_IMAGE"]
+
+
+def test_an_image_by_digest_that_stays_although_the_model_changes_is_pointed_at(release, env_file, capsys):
+    env_file.write_text(BEFORE.replace("server:0.0.9@", f"server:{__version__}@"))
+    assert release(text_model()) == 0
+    assert "\nSERVER_IMAGE is the image of before" in capsys.readouterr().out
+    assert release(text_model()) == 0
+    assert "of before" not in capsys.readouterr().out
 
 
 def test_an_image_that_is_none_of_the_release_s_is_one_line(release, env_file, tmp_path, capsys):
