@@ -7,7 +7,8 @@ DATA ?= data
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
-	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
+	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model base-digests release \
+	image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -130,26 +131,32 @@ TEST_BASE := localhost/debian-python:bookworm
 TEST_IMAGE := localhost/$(PROJECT):test
 TEST_MODEL := artifacts/test-model
 
-image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, podman or buildah (BUILDER=, BUILD_FLAGS=)
-	sh docker/build.sh cpu $(IMAGE):$(VERSION) "$(MODEL)"
+image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, podman or buildah (BUILDER=, PLATFORM=, PUSH=1)
+	RECORD=SERVER_IMAGE sh docker/build.sh cpu $(IMAGE):$(VERSION) "$(MODEL)"
 
 image-gpu: ## the CUDA server's image with the artifact MODEL=DIR, best an fp16 one; fetches about 2 GB
-	sh docker/build.sh gpu $(IMAGE):$(VERSION)-gpu "$(MODEL)"
+	RECORD=GPU_SERVER_IMAGE sh docker/build.sh gpu $(IMAGE)-gpu:$(VERSION) "$(MODEL)"
 
 image-scoring: ## the CPU image that also has app.scoring's extra: data sets on disk and in object storage, with MODEL=DIR
-	EXTRAS=scoring sh docker/build.sh cpu $(IMAGE)-scoring:$(VERSION) "$(MODEL)"
+	RECORD=SCORING_IMAGE EXTRAS=scoring sh docker/build.sh cpu $(IMAGE)-scoring:$(VERSION) "$(MODEL)"
 
 image-scoring-gpu: ## the same for CUDA
-	EXTRAS=scoring sh docker/build.sh gpu $(IMAGE)-scoring:$(VERSION)-gpu "$(MODEL)"
+	RECORD=GPU_SCORING_IMAGE EXTRAS=scoring sh docker/build.sh gpu $(IMAGE)-scoring-gpu:$(VERSION) "$(MODEL)"
 
 image-fetch: ## the image of model.fetch, for init containers
-	sh docker/build.sh fetch $(IMAGE):$(VERSION)-fetch
+	RECORD=FETCH_IMAGE sh docker/build.sh fetch $(IMAGE)-fetch:$(VERSION)
 
 image-train: ## the image that trains, compares and publishes; TORCH=torch==2.13.0+cpu for CPUs, else CUDA's build
-	BUILD_FLAGS="--build-arg TORCH=$(TORCH) $(BUILD_FLAGS)" sh docker/build.sh train $(IMAGE):$(VERSION)-train
+	BUILD_FLAGS="--build-arg TORCH=$(TORCH) $(BUILD_FLAGS)" RECORD=TRAIN_IMAGE sh docker/build.sh train $(IMAGE)-train:$(VERSION)
 
-release: $(VENV)/cpu ## what k8s/ releases is the artifact MODEL=DIR, after the gate; FOR=gpu, FOR=canary: only there
-	$(BIN)/python -m model.release "$(MODEL)" --to k8s/$(if $(FOR),components/$(FOR),base)/release.env
+image-model: ## the artifact MODEL=DIR as an image of its own, for components/model-image-volume; its tag is VERSION-DIGEST
+	RECORD=MODEL_IMAGE sh docker/build.sh model $(IMAGE)-model "$(MODEL)"
+
+base-digests: ## pin what images are built on: asks the registry for the digest, writes it to docker/bases.env
+	sh docker/base-digests.sh
+
+release: $(VENV)/cpu ## k8s/ releases this server with the artifact MODEL=DIR, after the gate (FOR=gpu|canary, IMAGES=FILE)
+	$(BIN)/python -m model.release "$(MODEL)" $(if $(FOR),--for $(FOR)) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
 image-tools: ## install what image-test needs, from Debian's packages (as root)
 	apt-get update -qq

@@ -1,21 +1,24 @@
 #!/bin/sh
-# Builds one image: docker/build.sh cpu|gpu TAG ARTIFACT, or fetch|train TAG. `make image-cpu` and the others call it.
+# Builds one image: docker/build.sh cpu|gpu|model TAG ARTIFACT, or fetch|train TAG. `make image-cpu` and the others call it.
 #
 # ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
 # BUILD_FLAGS  further flags for the builder, such as --network=host or --build-arg BASE=...
 # EXTRAS       extras of pyproject.toml that the image has beyond queue and tracing, which every server's has: scoring
+# PLATFORM     what it is built for, such as linux/arm64, or linux/amd64,linux/arm64 for a list of both; else this machine's
+# PUSH         not empty: pushes the image and notes its digest, as RECORD=TAG@DIGEST in artifacts/images.env
+# RECORD       its name in k8s/release/release.env, such as SERVER_IMAGE
 # PYTHON       reads the version, the model's manifest and pip's configuration; standard library and pip only
-# DRY_RUN      not empty: prints the builder's command in place of running it
+# DRY_RUN      not empty: prints the builder's commands in place of running them
 set -eu
 kind=$1 tag=$2 artifact=${3:-} python=${PYTHON:-python3}
-case $kind in cpu | gpu) served=yes ;; *) served= ;; esac
-if [ -n "$served" ] && [ ! -f "$artifact/manifest.json" ]; then
+case $kind in cpu | gpu | model) holds_model=yes ;; *) holds_model= ;; esac
+if [ -n "$holds_model" ] && [ ! -f "$artifact/manifest.json" ]; then
     echo "docker/build.sh: ${artifact:-no folder}: expected an artifact, a folder with manifest.json;" \
         "python -m model.package makes one" >&2
     exit 2
 fi
-[ -z "$served" ] || artifact=$(cd "$artifact" && pwd)
+[ -z "$holds_model" ] || artifact=$(cd "$artifact" && pwd)
 cd "$(dirname "$0")/.."
 
 for builder in ${BUILDER:-docker podman buildah}; do
@@ -32,37 +35,78 @@ if [ -z "$builder" ]; then
 fi
 
 # pip in the build uses the index, proxy and certificates that pip uses here, handed over as build secrets.
-secrets=$(mktemp -d)
-trap 'rm -rf "$secrets"' EXIT
-PYTHON=$python sh docker/pip-conf.sh "$secrets"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+[ "$kind" = model ] || PYTHON=$python sh docker/pip-conf.sh "$scratch"
 
 set --
-# Podman and Buildah default to OCI's image format, which has no health check.
-[ "$builder" = docker ] || set -- --format docker
 for secret in pip.conf ca.pem; do
-    [ ! -e "$secrets/$secret" ] || set -- "$@" --secret "id=$secret,src=$secrets/$secret"
+    [ ! -e "$scratch/$secret" ] || set -- "$@" --secret "id=$secret,src=$scratch/$secret"
 done
-if [ -n "$served" ]; then
+if [ "$kind" != model ]; then
+    base=$(sed -n 's/^PYTHON_BASE=//p' docker/bases.env)
+    digest=$(sed -n 's/^PYTHON_BASE_DIGEST=//p' docker/bases.env)
+    set -- "$@" --build-arg BASE="$base${digest:+@$digest}"
+    case $digest-${BUILD_FLAGS:-} in
+        sha256:* | *BASE=*) ;;
+        *) echo "note: docker/bases.env has no digest for $base, so the tag decides; \`make base-digests\` pins it" >&2 ;;
+    esac
+fi
+if [ -n "$holds_model" ]; then
     field() { "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <"$artifact/manifest.json"; }
-    set -- "$@" --build-context "model=$artifact" \
-        --build-arg MODEL_NAME="$(field name)" --build-arg MODEL_VERSION="$(field version)" \
-        --build-arg MODEL_DIGEST="$(sha256sum "$artifact/manifest.json" | cut -d ' ' -f 1)"
-    [ "$(field task)" != image-classification ] || EXTRAS="${EXTRAS:-} image"
-    set -- "$@" --build-arg EXTRAS="queue tracing ${EXTRAS:-}"
+    model_digest=$(sha256sum "$artifact/manifest.json" | cut -d ' ' -f 1)
+    set -- "$@" --build-context "model=$artifact" --build-arg MODEL_NAME="$(field name)" \
+        --build-arg MODEL_VERSION="$(field version)" --build-arg MODEL_DIGEST="$model_digest"
     precision=$(field precision)
     case $kind-$precision in
-        gpu-fp16 | gpu-bf16 | cpu-*) ;;
+        gpu-fp16 | gpu-bf16 | cpu-* | model-*) ;;
         *) echo "note: $artifact says its precision is $precision. GPUs are fast with fp16, and ONNX Runtime has some int8" \
             "operators for the CPU only; an fp16 artifact of the same model goes in with MODEL=DIR (docker/README.md)" >&2 ;;
+    esac
+    case $kind in
+        # Files of one model for CPU and GPU have one version.
+        model) tag=$tag:$(field version)-$(echo "$model_digest" | cut -c 1-12) ;;
+        *)
+            [ "$(field task)" != image-classification ] || EXTRAS="${EXTRAS:-} image"
+            set -- "$@" --build-arg EXTRAS="queue tracing ${EXTRAS:-}"
+            ;;
     esac
 fi
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
 
+# Podman and Buildah default to OCI's image format, which has no health check; several platforms make a list, not an image.
+named=--tag
+if [ "$builder" != docker ]; then
+    set -- --format docker "$@"
+    case ${PLATFORM:-} in *,*) named=--manifest ;; esac
+elif [ -n "${PUSH:-}" ]; then
+    set -- "$@" --push --metadata-file "$scratch/metadata.json"
+fi
+
+run() { ${DRY_RUN:+echo} "$@"; }
+export DOCKER_BUILDKIT=1
 # BUILD_FLAGS is a list of words.
 # shellcheck disable=SC2086
-DOCKER_BUILDKIT=1 ${DRY_RUN:+echo} "$builder" build --file "docker/$kind.Dockerfile" --tag "$tag" "$@" \
+run "$builder" build --file "docker/$kind.Dockerfile" "$named" "$tag" "$@" \
+    ${PLATFORM:+--platform "$PLATFORM"} \
     --build-arg VERSION="$("$python" -c 'import app; print(app.__version__)')" \
     --build-arg REVISION="$revision" \
     ${BUILD_FLAGS:-} .
 [ -n "${DRY_RUN:-}" ] || echo "$tag built with $builder"
+[ -n "${PUSH:-}" ] || exit 0
+
+case $builder$named in
+    docker*) ;;
+    *--manifest) run "$builder" manifest push --all --digestfile "$scratch/digest" "$tag" "docker://$tag" ;;
+    *) run "$builder" push --digestfile "$scratch/digest" "$tag" ;;
+esac
+[ -z "${DRY_RUN:-}" ] || exit 0
+[ ! -e "$scratch/metadata.json" ] || "$python" -c \
+    'import json, sys; print(json.load(sys.stdin)["containerimage.digest"])' <"$scratch/metadata.json" >"$scratch/digest"
+mkdir -p artifacts
+touch artifacts/images.env
+grep -v "^${RECORD:-$kind}=" artifacts/images.env >"$scratch/images.env" || true
+echo "${RECORD:-$kind}=$tag@$(cat "$scratch/digest")" >>"$scratch/images.env"
+cp "$scratch/images.env" artifacts/images.env
+tail -n 1 artifacts/images.env

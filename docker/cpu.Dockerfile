@@ -2,7 +2,8 @@
 #
 # The two stages share one base, because the virtual environment links to the base's own interpreter. Any base with
 # `python3` (>= 3.11) and its venv module will do: the official image below, or a plain Debian.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+# docker/bases.env names it.
+ARG BASE
 ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build

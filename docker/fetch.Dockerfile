@@ -1,7 +1,8 @@
 # Fetches an artifact from object storage into a volume, for an init container. Build it with `make image-fetch`.
 #
 # No web server, no ONNX Runtime, no model: of the project it holds what reads a manifest and checks its files.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+# docker/bases.env names it.
+ARG BASE
 ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build

@@ -2,7 +2,8 @@
 #
 # CUDA and cuDNN come as wheels, locked by hash like everything else: only the libraries that ONNX Runtime loads. NVIDIA's
 # runtime images hold those and a dozen more. The driver is the node's; its container runtime mounts it.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+# docker/bases.env names it.
+ARG BASE
 ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build

@@ -3,7 +3,8 @@
 # Everything is locked by hash but PyTorch, whose builds for CPUs and for CUDA are different files of one version: TORCH
 # names the one, or a wheel. CUDA's brings its libraries as wheels, each of a version that PyTorch pins; the driver is
 # the node's.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+# docker/bases.env names it.
+ARG BASE
 ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build

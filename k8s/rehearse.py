@@ -83,10 +83,10 @@ class Rehearsal:
         (folder / "kustomization.yaml").write_text(json.dumps({"namespace": self.namespace, **content}))
         return folder
 
-    def around(self, name: str, components: list[str], image: str, model: str) -> Path:
-        """A kustomization around the overlay: with these components, and images by these names."""
+    def around(self, name: str, components: list[str]) -> Path:
+        """A kustomization around the overlay: with these components, and the candidate's images, wherever they are."""
         route = [] if self.has_route else ["gateway"]
-        given = ((image, self.given.image), (model, self.given.model_image))
+        given = ((f"{APP}-candidate", self.given.image), (f"{APP}-candidate-model", self.given.model_image))
         return self.kustomization(
             name,
             resources=[f"../../overlays/{self.given.overlay}"],
@@ -146,21 +146,18 @@ def reference(image: str) -> dict[str, str]:
     return {"newName": name, "newTag": tag}
 
 
-def adopt(release: Path, candidate: Path) -> dict[str, str]:
-    """Gives the stable Pods' release the candidate's values. Returns them."""
-    values = dict(re.findall(r"^(\w+)=(.*)$", candidate.read_text("utf-8"), re.MULTILINE))
+def adopt(release: Path) -> None:
+    """Gives the stable Pods what the candidate's lines of the release say."""
     text = release.read_text("utf-8")
-    for name, value in values.items():
+    for name, value in re.findall(r"^CANARY_(\w+)=(.*)$", text, re.MULTILINE):
         text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
     release.write_text(text, "utf-8")
-    return values
 
 
 def rehearse(run: Rehearsal) -> None:
     source = SOURCES[run.given.source]
-    base = run.copy / "k8s" / "base" / "release.env"
-    candidate_release = run.copy / "k8s" / "components" / "canary" / "release.env"
-    before = base.read_text("utf-8")
+    release = run.copy / "k8s" / "release" / "release.env"
+    before = release.read_text("utf-8")
 
     say("release")
     run.apply(run.overlay)
@@ -170,8 +167,10 @@ def rehearse(run: Rehearsal) -> None:
 
     say("candidate")
     components = ["canary", *source[:1]]
-    run.apply(run.around("candidate", components, f"{APP}-candidate", f"{APP}-candidate-model"))
+    run.apply(run.around("candidate", components))
     candidate = run.rolled_out("canary")
+    if candidate.model == first.model and not (run.given.image or run.given.model_image):
+        raise RehearsalError("the candidate is what is released: make release MODEL=DIR FOR=canary, or give --image")
     if run.track("stable").release != first.release:
         raise RehearsalError("the candidate changed the stable Pods")
     run.weights(100 - run.given.weight, run.given.weight)
@@ -182,10 +181,10 @@ def rehearse(run: Rehearsal) -> None:
     run.evidence()
 
     say("promotion")
-    values = adopt(base, candidate_release)
-    run.apply(run.around("promoted", list(source[1:]), APP, f"{APP}-model"))
+    adopt(release)
+    run.apply(run.around("promoted", list(source[1:])))
     promoted = run.rolled_out("stable")
-    if template_labels(promoted.workload).get("model-version") != values["MODEL_VERSION"]:
+    if promoted.release != candidate.release:
         raise RehearsalError(f"the stable Pods have {promoted.release}, not the candidate's model")
     service = candidate.services[0]
     if service["metadata"]["name"] in backends(read(run.namespace, run.options)):
@@ -198,8 +197,8 @@ def rehearse(run: Rehearsal) -> None:
     if (back := run.rolled_out("stable")).release != first.release:
         raise RehearsalError(f"after the undo the stable Pods have {back.release}, not {first.release}")
     # What git has: or the next apply would bring the promoted release back.
-    base.write_text(before, "utf-8")
-    run.apply(run.around("restored", [], "", ""))
+    release.write_text(before, "utf-8")
+    run.apply(run.around("restored", []))
     if (back := run.rolled_out("stable")).release != first.release:
         raise RehearsalError(f"the next apply brings {back.release} back")
     say(f"  {back.release}: as before, and the next apply leaves it so")
@@ -212,7 +211,7 @@ def say(line: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Release, candidate, evidence, promotion and rollback on staging. The candidate's model is the one "
-        "in components/canary/release.env: make release MODEL=DIR FOR=canary.",
+        "that the release has for it: make release MODEL=DIR FOR=canary.",
         epilog="Exit code: 0 rehearsed, 1 a step did not end as it should, 2 bad usage.",
     )
     parser.add_argument("--overlay", default="staging", help="under k8s/overlays (%(default)s)")

@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from model.release import read
 from tests.process import ROOT
 
 K8S = ROOT / "k8s"
+RELEASE = Path("release") / "release.env"
+RELEASED = read(K8S / RELEASE)
+ARCH = "kubernetes.io/arch"
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 JOBS = sorted(path.name for path in (K8S / "jobs").iterdir())
 # Of the candidate's model.
@@ -48,6 +52,7 @@ ADDITIONS = (
     "api-keys",
     "admin-port",
     "image-policy",
+    "multi-arch",
 )
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
@@ -231,6 +236,17 @@ def containers_of(template: Object) -> list[Object]:
     """As `containers`, of a Pod template."""
     spec = template["spec"]
     return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def images(template: Object) -> list[str]:
+    """Of a Pod template: of its containers, and of its volumes."""
+    mounted = [each["image"]["reference"] for each in template["spec"].get("volumes", []) if "image" in each]
+    return [*(container["image"] for container in containers_of(template)), *mounted]
+
+
+def own(objects: list[Object]) -> list[Object]:
+    """Pod templates of this project's images, which say its version."""
+    return [each for each in pods(objects) if "app.kubernetes.io/version" in each["metadata"]["labels"]]
 
 
 def server_of(deployment: Object) -> Object:

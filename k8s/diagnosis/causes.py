@@ -98,7 +98,7 @@ CAUSES = {
     "exit-4": Cause(
         "exit code 4: the execution provider is unavailable",
         "exit code 4: driver, runtime class, or the CPU image on a GPU setting",
-        "check that the image's tag ends in `-gpu`, and `nvidia.com/gpu` on the node",
+        "check that the image's name ends in `-gpu`, and `nvidia.com/gpu` on the node",
         "kubectl describe node {node}",
     ),
     "exit-5": Cause(

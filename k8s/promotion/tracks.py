@@ -26,14 +26,18 @@ class Track:
         return int(self.workload["spec"].get("replicas", 1))
 
     @property
-    def release(self) -> str:
-        """Which model and which image its Pods are to have."""
-        template = self.workload["spec"]["template"]
+    def model(self) -> str:
+        """Name, version and digest of the model that its Pods are to have."""
         its_labels = template_labels(self.workload)
-        digest = (template["metadata"].get("annotations") or {}).get("model-digest", "")
-        image = str(template["spec"]["containers"][0].get("image", "")).rsplit("/", 1)[-1]
-        model = [its_labels.get(f"model-{part}", "") for part in ("name", "version")] + [digest[:12]]
-        return " ".join(each for each in (*model, image) if each)
+        annotations = self.workload["spec"]["template"]["metadata"].get("annotations") or {}
+        parts = its_labels.get("model-name"), its_labels.get("model-version"), annotations.get("model-digest", "")[:12]
+        return " ".join(filter(None, parts))
+
+    @property
+    def release(self) -> str:
+        """Which model and which image."""
+        image = str(self.workload["spec"]["template"]["spec"]["containers"][0].get("image", "")).rsplit("/", 1)[-1]
+        return f"{self.model} {image}".strip()
 
 
 def _track(cluster: Cluster, name: str, workload: Object) -> Track:

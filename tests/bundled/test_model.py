@@ -10,6 +10,7 @@ import pytest
 
 from app.artifact.manifest import MANIFEST
 from model.package import file_entry
+from model.release import RELEASE, read
 from tests.deploy.test_rename import SPELT
 from tests.process import NO_TLS, ROOT, ServerProcess
 
@@ -68,11 +69,11 @@ def without_numbers(answer: object) -> str:
 
 
 def test_its_release_in_the_manifests_is_the_file_that_is_here(folder):
-    release = dict(line.split("=", 1) for line in (ROOT / "k8s/base/release.env").read_text().split() if "=" in line)
+    release = read(ROOT / RELEASE)
     manifest = json.loads((folder / MANIFEST).read_text())
     if (release["MODEL_NAME"], release["MODEL_VERSION"]) != (manifest["name"], manifest["version"]):
         pytest.skip("another model is released")
-    assert release["APP_MODEL_DIGEST"] == file_entry(folder / MANIFEST).sha256
+    assert release["MODEL_DIGEST"] == file_entry(folder / MANIFEST).sha256
 
 
 def test_renaming_the_starter_leaves_it_as_it_is(folder, bundled):

@@ -116,7 +116,8 @@ def test_the_gateway_has_no_model_and_gets_none() -> None:
     (container,) = pod["containers"]
 
     assert environment(container, variation.objects())["APP_ROLE"] == "gateway"
-    assert not {"initContainers", "volumes", "nodeSelector"} & pod.keys()
+    assert not {"initContainers", "volumes"} & pod.keys()
+    assert pod["nodeSelector"].keys() == {"kubernetes.io/arch"}
 
 
 def test_the_local_queue_loses_and_evicts_nothing() -> None:

@@ -3,24 +3,20 @@
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from app import __version__
 from app.settings import PREFIX, Settings
-from model.release import write
 from tests.manifests import (
+    ARCH,
     JOBS,
     K8S,
     NEEDS,
+    RELEASED,
     RELEASED_BY,
     Object,
     Variation,
@@ -29,9 +25,10 @@ from tests.manifests import (
     each_build,
     each_variation,
     environment,
-    kustomize,
+    images,
     name_of,
     of_kind,
+    own,
     pods,
     quantity,
     server_of,
@@ -39,11 +36,6 @@ from tests.manifests import (
 )
 
 CLUSTER_SCOPED = {"Namespace"}
-RELEASES = {
-    "base": K8S / "base" / "release.env",
-    "gpu": K8S / "components" / "gpu" / "release.env",
-    "canary": K8S / "components" / "canary" / "release.env",
-}
 # uvicorn waits 1 s for connections to close, and its loop looks every 0.1 s.
 SHUTDOWN_SECONDS = 2
 # Until kube-proxy and ingress controllers on a busy cluster have taken a Pod off their lists.
@@ -269,15 +261,26 @@ def test_the_server_has_three_probes(variation: Variation) -> None:
 
 
 @each_build
-def test_every_image_has_a_tag_that_stays(variation: Variation) -> None:
-    for template in pods(variation.objects()):
-        for volume in template["spec"].get("volumes", []):
-            # A model's version, which may be a word.
-            assert "image" not in volume or volume["image"]["reference"].rpartition(":")[2] not in ("", "latest")
-        for image in (container["image"] for container in containers_of(template)):
-            name, _, tag = image.rpartition(":")
-            assert name
-            assert tag.startswith(__version__ if name.startswith("sentiment-inference") else tuple("0123456789"))
+def test_every_image_is_the_released_one(variation: Variation) -> None:
+    objects = variation.objects()
+    for template in pods(objects):
+        for image in images(template):
+            # Others' are of a version, and of none that moves.
+            assert image in RELEASED.values() if template in own(objects) else re.search(r"[^/]:\d[^/]*$", image)
+
+
+@each_build
+def test_pods_go_only_to_nodes_that_their_image_is_built_for(variation: Variation) -> None:
+    anywhere = "multi-arch" in variation.components or "local" in variation.resource
+    for template in own(variation.objects()):
+        assert (template["spec"].get("nodeSelector", {}).get(ARCH) is None) == anywhere
+
+
+@each_build
+def test_config_maps_cannot_be_changed_but_for_the_dashboard_which_keeps_its_name(variation: Variation) -> None:
+    for each in of_kind(variation.objects(), "ConfigMap"):
+        hashed = re.search("-[bcdfghkmt2456789]{10}$", name_of(each)) is not None
+        assert each.get("immutable", False) == hashed == ("grafana_dashboard" not in each["metadata"].get("labels", {}))
 
 
 def fields(names: Iterable[str]) -> set[str]:
@@ -406,6 +409,11 @@ def test_the_quota_admits_all_replicas_and_the_surge(variation: Variation) -> No
                     assert quantity(container["resources"]["limits"][resource]) <= quantity(limit["max"][resource])
 
 
+def without_arch(pod: Object) -> dict[str, str]:
+    """The labels of the nodes that a Pod asks for, but for what its image is built for."""
+    return {key: value for key, value in pod.get("nodeSelector", {}).items() if key != ARCH}
+
+
 @each_variation
 def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> None:
     objects = variation.objects()
@@ -421,20 +429,22 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
         rolling = deployment["spec"]["strategy"]["rollingUpdate"]
         if not wants_gpu:
             assert environment(server, objects)["APP_PROVIDER"] == "cpu"
-            assert not any((limits, claims, pod.get("nodeSelector")))
+            assert not any((limits, claims, without_arch(pod)))
             assert tolerated == (["interruptible"] if is_worker(deployment) else [])
             assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
-            assert not server["image"].endswith("-gpu")
+            assert server["image"] != RELEASED["GPU_SERVER_IMAGE"]
             continue
         # "auto" would fall back to the CPU on an expensive node.
         assert environment(server, objects)["APP_PROVIDER"] == "cuda"
-        assert server["image"].endswith("-gpu")
+        # Which image the candidate has is for the release to say.
+        is_canary = pod_labels(deployment).get("track") == "canary"
+        assert server["image"] == RELEASED["CANARY_SERVER_IMAGE" if is_canary else "GPU_SERVER_IMAGE"]
         assert tolerated == ["nvidia.com/gpu"]
         # There is no spare GPU to surge onto.
         assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
         # Through the device plugin, on a labelled node; or through a claim, which finds the node. Never both.
         assert len(limits) + len(claims) == 1
-        assert pod.get("nodeSelector", {}) == ({} if claims else {"nvidia.com/gpu.present": "true"})
+        assert without_arch(pod) == ({} if claims else {"nvidia.com/gpu.present": "true"})
 
 
 @each_variation
@@ -527,92 +537,6 @@ def test_the_autoscalers_agree_on_the_target() -> None:
     assert keda[1]["metadata"]["value"] == str(hpa[1]["resource"]["target"]["averageUtilization"])
 
 
-def release_of(variation: Variation, name: str = "sentiment-inference") -> dict[str, set[str | None]]:
-    """What a Deployment says of the model in every place that says it."""
-    objects = variation.objects()
-    deployment = one(variation, "Deployment", name)
-    settings = environment(server_of(deployment), objects)
-    parts = [deployment["metadata"], deployment["spec"]["template"]["metadata"]]
-    return {
-        "MODEL_NAME": {settings["MODEL_NAME"], *(part["labels"]["model-name"] for part in parts)},
-        "MODEL_VERSION": {settings["MODEL_VERSION"], *(part["labels"]["model-version"] for part in parts)},
-        "APP_MODEL_DIGEST": {
-            settings["APP_MODEL_DIGEST"],
-            *(part.get("annotations", {}).get("model-digest", settings["APP_MODEL_DIGEST"]) for part in parts),
-        },
-    }
-
-
-def released(path: Path) -> dict[str, set[str | None]]:
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    return {name: {value} for name, _, value in (line.partition("=") for line in lines)}
-
-
-@each_variation
-def test_the_release_is_written_once_and_is_the_same_wherever_it_is_read(variation: Variation) -> None:
-    for deployment in servers(variation.objects()):
-        found = release_of(variation, name_of(deployment))
-        assert found == released(RELEASES["base" if is_stable(deployment) else "canary"])
-        assert ("annotations" in pod_metadata(deployment)) == is_stable(deployment)
-        labels = deployment["metadata"]["labels"], pod_labels(deployment)
-        assert {each["app.kubernetes.io/version"] for each in labels} == {__version__}
-
-
-# A version that YAML would take for a number, were it not quoted.
-NEW = {"MODEL_NAME": "reviews", "MODEL_VERSION": "1.10", "APP_MODEL_DIGEST": "1" * 64}
-
-
-@pytest.mark.parametrize(
-    ("place", "variation"),
-    [
-        ("base", Variation("base")),
-        ("base", Variation("overlays/cpu", ("model-image-volume",))),
-        ("base", Variation("overlays/gpu", ("monitoring",), renamed=True)),
-        ("gpu", Variation("overlays/gpu", ("gateway", "canary"))),
-        ("gpu", Variation("base", ("gpu-shared",), renamed=True)),
-        ("gpu", Variation("base", ("gpu-dra", "model-fetch"))),
-        ("canary", Variation("base", ("gateway", "canary", "gpu"))),
-        ("canary", Variation("overlays/cpu", ("gateway", "canary", "model-fetch"), renamed=True)),
-    ],
-    ids=str,
-)
-def test_another_release_reaches_every_place_of_the_pods_that_have_it_and_no_other(
-    place: str, variation: Variation, tmp_path: Path
-) -> None:
-    copy = shutil.copytree(K8S, tmp_path / "k8s")
-    write(copy / RELEASES[place].relative_to(K8S), NEW)
-    changed = replace(variation, manifests=copy)
-    deployments = of_kind(changed.objects(), "Deployment")
-    for deployment in deployments:
-        track = pod_labels(deployment)["track"]
-        found = release_of(changed, name_of(deployment))
-        if (track == "canary") == (place == "canary"):
-            assert found == {name: {value} for name, value in NEW.items()}
-        else:
-            assert found == release_of(variation, name_of(deployment))
-    # Another name, so that the change rolls the Pods.
-    names = {name_of(each) for each in of_kind(changed.objects(), "ConfigMap")}
-    assert names - {name_of(each) for each in of_kind(variation.objects(), "ConfigMap")}
-
-
-@pytest.mark.parametrize("resource", ["base", "overlays/cpu", "overlays/gpu"])
-def test_a_component_around_them_finds_the_release_as_well(resource: str, tmp_path: Path) -> None:
-    around = tmp_path / "k8s" / "around"
-    shutil.copytree(K8S, tmp_path / "k8s")
-    around.mkdir()
-    listed = {
-        "resources": [f"../{resource}"],
-        "components": [f"../components/{name}" for name in ("gateway", "canary", "gpu-shared", "model-image-volume")],
-        "namePrefix": "team-",
-    }
-    (around / "kustomization.yaml").write_text(json.dumps(listed))
-    built = of_kind(list(yaml.safe_load_all(kustomize(around))), "Deployment")
-    for deployment in built:
-        (expected,) = released(RELEASES["base" if is_stable(deployment) else "canary"])["MODEL_VERSION"]
-        assert pod_labels(deployment)["model-version"] == expected
-    assert len(built) == 2
-
-
 def test_a_changed_setting_is_a_new_config_map_and_so_rolls_the_pods() -> None:
     def used(variation: Variation) -> str:
         return str(server_of(one(variation, "Deployment"))["envFrom"][0]["configMapRef"]["name"])
@@ -628,9 +552,7 @@ def test_the_candidate_is_the_stable_pod_but_for_image_and_own_settings(hardware
 
     # One Pod is not spread.
     stable_pod.pop("topologySpreadConstraints")
-    assert server_of(candidate)["image"].removeprefix("sentiment-inference-candidate:") == server_of(stable)[
-        "image"
-    ].removeprefix("sentiment-inference:")
+    assert server_of(candidate)["image"] == RELEASED["CANARY_SERVER_IMAGE"]
     candidate_pod["containers"][0]["image"] = server_of(stable)["image"]
     # Its own release comes last, so that it holds, also where the model is fetched.
     for container in (*candidate_pod["initContainers"], *candidate_pod["containers"]):
@@ -660,7 +582,7 @@ def test_the_fetched_artifact_is_checked_against_the_digest_and_lands_where_the_
         *("python", "-m", "model.fetch", address, known["APP_MODEL_DIR"]),
         *("--digest", known["APP_MODEL_DIGEST"]),
     ]
-    assert fetch["image"] == f"sentiment-inference:{__version__}-fetch"
+    assert fetch["image"] == RELEASED["FETCH_IMAGE"]
 
 
 @pytest.mark.parametrize("order", [("gpu", "model-fetch"), ("model-fetch", "gpu")], ids="-".join)
@@ -668,8 +590,8 @@ def test_the_gpu_image_is_the_server_s_only(order: tuple[str, ...]) -> None:
     deployment = one(Variation("base", order), "Deployment")
 
     assert [each["image"] for each in containers(deployment)] == [
-        f"sentiment-inference:{__version__}-fetch",
-        f"sentiment-inference:{__version__}-gpu",
+        RELEASED["FETCH_IMAGE"],
+        RELEASED["GPU_SERVER_IMAGE"],
     ]
 
 

@@ -14,6 +14,7 @@ from tests.manifests import (
     ARTIFACTS,
     K8S,
     OVERLAYS,
+    RELEASED,
     SOURCES,
     Object,
     Variation,
@@ -127,15 +128,15 @@ def test_the_candidate_s_model_comes_from_where_it_is_told_and_the_stable_pods_f
         case "from-image":
             assert (fetching, volumes, mounts) == ([], [], [])
         case "from-image-volume":
-            assert volumes[0]["image"]["reference"] == "sentiment-inference-candidate-model:unreleased"
+            assert volumes[0]["image"]["reference"] == RELEASED["CANARY_MODEL_IMAGE"]
         case "from-claim":
             assert volumes[0]["persistentVolumeClaim"]["claimName"] == "sentiment-model"
-            assert mounts[0]["subPath"] == "candidate/unreleased"
+            assert mounts[0]["subPath"] == f"{RELEASED['CANARY_MODEL_NAME']}/{RELEASED['CANARY_MODEL_VERSION']}"
         case "from-bucket":
             fetched = one(Variation("base", ("model-fetch",)).objects(), "Deployment")
             assert (fetching, volumes, mounts) == source_of(fetched)
             known = environment(containers(candidate)[0], objects)
-            assert (known["MODEL_NAME"], known["MODEL_URL"]) == ("candidate", "s3://models")
+            assert (known["MODEL_NAME"], known["MODEL_URL"]) == (RELEASED["CANARY_MODEL_NAME"], "s3://models")
     assert all(mount["readOnly"] for mount in mounts)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from model.release import write
 from tests.deploy.test_diagnose import Object, condition
 from tests.deploy.test_evidence import metrics
-from tests.manifests import K8S, kubectl, kustomize
+from tests.manifests import K8S, RELEASE, RELEASED, kubectl, kustomize
 from tests.process import ROOT
 
 # Asks the thread of a test, and waits for its answer.
@@ -41,6 +43,12 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # Of a repository with another model for the candidate.
+        self.manifests = shutil.copytree(
+            K8S, folder / "repository" / "k8s", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (self.manifests.parent / "loadtest").symlink_to(ROOT / "loadtest")
+        write(self.manifests / RELEASE, {"CANARY_MODEL_VERSION": "2.0.0", "CANARY_MODEL_DIGEST": "2" * 64})
         self.objects: dict[tuple[str, str], Object] = {}
         self.revisions: dict[str, list[Object]] = {}
         self.said: list[str] = []
@@ -74,7 +82,7 @@ class Cluster:
         self._thread.join()
 
     def rehearse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "k8s" / "rehearse.py"), "--poll", "0", *arguments]
+        command = [sys.executable, str(self.manifests / "rehearse.py"), "--poll", "0", *arguments]
         return subprocess.run(command, env={**os.environ, "PATH": str(self.folder)}, capture_output=True, text=True)
 
     def answer(self, arguments: list[str]) -> str:
@@ -209,7 +217,7 @@ def test_release_candidate_promotion_and_rollback_are_done_and_verified(cluster:
     assert "canary: promote: every check holds" in done.stdout
     # The stable Pods had three revisions: released, the candidate's model, and the first again.
     released, promoted, back = cluster.revisions[STABLE]
-    assert promoted["metadata"]["labels"]["model-version"] == "unreleased"
+    assert promoted["metadata"]["labels"]["model-version"] == "2.0.0"
     assert promoted["spec"]["containers"][0]["image"] == "registry.example.com/candidate:2"
     assert back == released
     assert [each["spec"]["containers"][0]["image"] for each in cluster.revisions[CANDIDATE]] == [
@@ -229,14 +237,13 @@ def test_a_candidate_s_model_from_an_image_volume_is_the_stable_pods_after_promo
     done = cluster.rehearse("--source", "image-volume", "--model-image", f"registry.example.com/model@{digest}")
 
     assert (done.returncode, done.stderr) == (0, "")
-    (candidate,) = cluster.revisions[CANDIDATE][0]["spec"]["volumes"]
-    (promoted,) = cluster.revisions[STABLE][1]["spec"]["volumes"]
-    assert candidate["image"]["reference"] == f"registry.example.com/model@{digest}"
-    assert promoted["image"]
+    for template in (cluster.revisions[CANDIDATE][0], cluster.revisions[STABLE][1]):
+        (volume,) = template["spec"]["volumes"]
+        assert volume["image"]["reference"] == f"registry.example.com/model@{digest}"
 
 
-def manifests() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in K8S.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
 def failing(cluster: Cluster) -> None:
@@ -267,21 +274,27 @@ def release_over_the_objective(cluster: Cluster) -> None:
 def test_what_goes_wrong_ends_it_in_one_line_and_nothing_is_promoted(
     cluster: Cluster, fault: Callable[[Cluster], Any], last: str, said: str
 ) -> None:
-    before = manifests()
+    before = files(cluster.manifests)
     fault(cluster)
 
     done = cluster.rehearse()
 
-    assert manifests() == before
+    assert files(cluster.manifests) == before
 
     assert done.returncode == 1
     assert steps(done)[-1] == last
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
-    assert cluster.model() == "1.0.0"
+    assert cluster.model() == RELEASED["MODEL_VERSION"]
     assert last == "release" or cluster.weights()[STABLE] == (
         95 if last == "candidate" and fault is not never_ready else 100
     )
+
+
+def test_a_candidate_that_is_what_is_released_rehearses_nothing(cluster: Cluster) -> None:
+    write(cluster.manifests / RELEASE, {f"CANARY_{name}": RELEASED[name] for name in ("MODEL_VERSION", "MODEL_DIGEST")})
+
+    assert "the candidate is what is released" in cluster.rehearse().stderr
 
 
 def test_an_overlay_without_a_gate_is_bad_usage(tmp_path: Path) -> None:
