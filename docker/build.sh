@@ -18,6 +18,7 @@ if [ -n "$holds_model" ] && [ ! -f "$artifact/manifest.json" ]; then
         "python -m model.package makes one" >&2
     exit 2
 fi
+[ -z "${PUSH:-}" ] || : "${RECORD:?has to say what is pushed, such as SERVER_IMAGE}"
 [ -z "$holds_model" ] || artifact=$(cd "$artifact" && pwd)
 cd "$(dirname "$0")/.."
 
@@ -97,7 +98,7 @@ run "$builder" build --file "docker/$kind.Dockerfile" "$named" "$tag" "$@" \
 [ -n "${PUSH:-}" ] || exit 0
 
 case $builder$named in
-    docker*) ;;
+    docker--*) ;;
     *--manifest) run "$builder" manifest push --all --digestfile "$scratch/digest" "$tag" "docker://$tag" ;;
     *) run "$builder" push --digestfile "$scratch/digest" "$tag" ;;
 esac
@@ -106,7 +107,7 @@ esac
     'import json, sys; print(json.load(sys.stdin)["containerimage.digest"])' <"$scratch/metadata.json" >"$scratch/digest"
 mkdir -p artifacts
 touch artifacts/images.env
-grep -v "^${RECORD:-$kind}=" artifacts/images.env >"$scratch/images.env" || true
-echo "${RECORD:-$kind}=$tag@$(cat "$scratch/digest")" >>"$scratch/images.env"
+grep -v "^$RECORD=" artifacts/images.env >"$scratch/images.env" || true
+echo "$RECORD=$tag@$(cat "$scratch/digest")" >>"$scratch/images.env"
 cp "$scratch/images.env" artifacts/images.env
 tail -n 1 artifacts/images.env

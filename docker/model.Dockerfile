@@ -1,5 +1,5 @@
 # An artifact and nothing else, at the root: the image that components/model-image-volume mounts. Build it with
-# `make image-model`, which fills the arguments. It runs nothing, so it has no architecture of its own.
+# `make image-model`, which fills the arguments.
 FROM scratch
 # A context of its own, --build-context model=DIR: any artifact folder, wherever it is.
 # hadolint ignore=DL3022

@@ -121,7 +121,7 @@ def test_the_base_s_digest_is_what_the_registry_says_if_that_is_one(docker, answ
 
 @pytest.mark.parametrize(("platform", "named"), [("linux/arm64", "--tag"), ("linux/amd64,linux/arm64", "--manifest")])
 def test_several_platforms_make_a_list_of_images(platform, named):
-    done = build("fetch", "x:1", PLATFORM=platform, PUSH="1")
+    done = build("fetch", "x:1", PLATFORM=platform, PUSH="1", RECORD="FETCH_IMAGE")
     assert f" {named} x:1 " in done.stdout
     assert f" --platform {platform} " in done.stdout
     assert (" manifest push --all " in done.stdout) == ("," in platform)
