@@ -3,7 +3,7 @@
 Knows nothing of what it counts: labels that come from routes are given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
@@ -127,6 +128,10 @@ class MetricsSource:
     async def statistics(self) -> Statistics:
         """Totals since start."""
         return self.metrics.statistics
+
+    async def snapshot(self) -> tuple[Iterable[Metric], Statistics]:
+        """Every metric, and totals since start."""
+        return self.metrics.registry.collect(), self.metrics.statistics
 
 
 class GpuMetrics:
