@@ -1,5 +1,10 @@
 // Starts Swagger UI on the document of this server. It asks no other host: no validator's badge, no link to one.
 
+const dark = matchMedia('(prefers-color-scheme: dark)');
+const follow = () => document.documentElement.classList.toggle('dark-mode', dark.matches);
+dark.addEventListener('change', follow);
+follow();
+
 const folder = new URL('.', location).href.replace(/\/$/, '');
 
 const response = await fetch('openapi.json');

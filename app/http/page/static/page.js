@@ -27,11 +27,11 @@ const CHARTS = [
   { title: 'Refused', help: 'Requests refused or given up in a second: invalid, queue full, too late, draining.',
     read: (p) => p.refused, words: (n) => `${number(n)} /s`, least: 1, kind: 'refused' },
   { title: 'In flight', help: 'Inference requests that are not answered yet.',
-    read: (p) => p.inFlight, words: number, least: 4 },
-  { title: 'Queue', help: 'Rows that wait for a runner.',
-    read: (p) => p.queue, words: (n) => `${number(n)} ${n === 1 ? 'row' : 'rows'}`, least: 4 },
-  { title: 'Batch', help: 'Mean rows of a run of the model.',
-    read: (p) => p.batch, words: (n) => `${number(n)} ${n === 1 ? 'row' : 'rows'}`, least: 2 },
+    read: (p) => p.inFlight, words: (n) => number(n), least: 4 },
+  { title: 'Rows waiting', help: 'Rows that wait for a runner.',
+    read: (p) => p.queue, words: (n) => number(n), least: 4 },
+  { title: 'Rows in a batch', help: 'Mean rows of a run of the model.',
+    read: (p) => p.batch, words: (n) => number(n), least: 2 },
   { title: 'Padding', help: 'Share of computed tokens that only fill shorter rows up.',
     read: (p) => p.padding, words: percent, least: 0.1 },
   { title: 'Runners busy', help: 'Share of the time that runners spent in runs of the model.',
@@ -56,7 +56,8 @@ function pointOf(before, state, time) {
     queue: state.queue_rows,
     batch: share(more((t) => t.rows), more((t) => t.runs)),
     padding: share(more((t) => t.padding_tokens), tokens),
-    busy: state.model ? share(more((t) => t.runner_busy_seconds), seconds * state.model.runners) : null,
+    // A run is counted when it ends, also what of it was before.
+    busy: state.model && seconds ? Math.min(1, more((t) => t.runner_busy_seconds) / (seconds * state.model.runners)) : null,
   };
 }
 
@@ -143,7 +144,7 @@ function showCounts(totals) {
   const lines = (counts, word) => Object.entries(counts).sort()
     .map(([name, count]) => html('div', {}, html('dt', {}, word(name)), html('dd', {}, number(count))));
   const requests = lines(totals.requests, (status) => STATUSES[status] ?? `Status ${status}`);
-  const rejected = lines(totals.rejected, (reason) => `– ${reason.replaceAll('_', ' ')}`);
+  const rejected = lines(totals.rejected, (reason) => `of these ${reason.replaceAll('_', ' ')}`);
   at('counts').replaceChildren(...(requests.length ? [...requests, ...rejected] : [html('div', {}, html('dt', {}, 'None yet'), html('dd', {}))]));
 }
 
