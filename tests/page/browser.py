@@ -30,7 +30,7 @@ ARGUMENTS = (
 
 
 class Browser(Chrome):
-    """A browser at one page. `finds` and `until` wait for what comes later."""
+    """A browser at one page. `find` and `until` wait for what comes later."""
 
     def find(self, selector: str) -> WebElement:
         return self.until(lambda: self.find_elements(By.CSS_SELECTOR, selector))[0]
@@ -56,8 +56,9 @@ class Browser(Chrome):
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def complaints(self) -> list[str]:
-        """What the console says so far: errors of scripts, and what the policy did not allow."""
-        return [entry["message"] for entry in self.get_log("browser")]
+        """What the console says since this was asked last: errors of scripts, what the policy did not allow. Not that
+        a server refused a request or has ended."""
+        return [entry["message"] for entry in self.get_log("browser") if entry["source"] != "network"]
 
     def asked(self) -> list[dict[str, Any]]:
         """Requests over a network since this was asked last."""

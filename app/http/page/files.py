@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.util import find_spec
-from mimetypes import guess_type
 from pathlib import Path
 
 from fastapi import Request
@@ -22,6 +21,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+KINDS = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PAGE = (
     "page.css", "page.js", "dom.js", "charts.js", "forms.js", "tensors.js", "requests.js", "answers.js",
 )  # fmt: skip
@@ -39,7 +39,7 @@ def file(name: str) -> Callable[[Request], Awaitable[Response]]:
         headers = HEADERS | {"etag": tag}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type=guess_type(name)[0])
+        return Response(body, headers=headers, media_type=KINDS[Path(name).suffix])
 
     return handler
 

@@ -55,7 +55,7 @@ class Totals(Struct):
 
 
 class State(Struct):
-    """started_unix_seconds: with `replica`, says whose totals these are. clock_seconds: what rates are differences by.
+    """started_unix_seconds: with `replica`, says whose totals these are; 0 where the system does not tell. clock_seconds: what rates are differences by.
     model: None until it has passed the gate."""
 
     server: str
@@ -106,7 +106,7 @@ def state_of(lifecycle: Lifecycle, metrics: Iterable[Metric], statistics: Statis
         in_flight=int(total("inference_requests_in_flight")),
         totals=Totals(
             requests={code: count for code, count in requests.items() if count},
-            rejected={reason: int(count) for (reason,), count in samples["inference_rejected_total"].items() if count},
+            rejected={reason: int(count) for (reason,), count in samples.get("inference_rejected_total", {}).items() if count},
             answered=statistics.succeeded,
             seconds=statistics.succeeded_seconds,
             queue_seconds=statistics.queue_seconds,

@@ -47,6 +47,16 @@ def test_every_file_of_the_folder_is_served() -> None:
     assert OURS == sorted({*files.PAGE, *files.DOCS, "index.html", "docs.html"})
 
 
+def test_every_file_that_a_file_names_is_served() -> None:
+    named = set()
+    for path in files.STATIC.iterdir():
+        text = path.read_text()
+        named |= {f"/{name}" for name in re.findall(r'<(?:link|script)[^>]*(?:href|src)="([^"]+)"', text)}
+        named |= {f"/page/{name}" for name in re.findall(r"from '\./([^']+)'", text)}
+    assert named <= set(FILES)
+    assert {f"/page/{name}" for name in files.PAGE} <= named
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_no_file_has_an_absolute_address_or_a_script_or_style_of_its_own(name: str) -> None:
     text = (files.STATIC / name).read_text()

@@ -120,9 +120,9 @@ function showFacts(state) {
         ['Digest', [digest, copyButton('Copy', () => model.digest, digest)]],
       ]
     : [];
-  const since = new Date(state.started_unix_seconds * 1000);
   const others = servers.size > 1 ? ` (${servers.size} have answered here)` : '';
-  facts.push(['Replica', `${state.replica}${others}`], ['Up since', since.toLocaleString('en-GB')]);
+  facts.push(['Replica', `${state.replica}${others}`]);
+  if (state.started_unix_seconds) facts.push(['Up since', new Date(state.started_unix_seconds * 1000).toLocaleString('en-GB')]);
   const wanted = facts.filter(Boolean);
   const list = at('facts');
   // A new button would lose its focus, so only what changed is made anew.
