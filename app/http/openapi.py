@@ -22,8 +22,9 @@ class ErrorResponse(Struct):
 
 
 WORDS = (
-    'Every error is `{"error": "…"}`: its status says whether to try again, its message what was expected. Answers carry '
-    "`X-Request-ID`, which the log line of the request has as well, and those of the model `X-Model` and `Server-Timing`."
+    'Every error is `{"error": "…"}`: its status says whether to try again, its message what was expected. Answers '
+    "carry `X-Request-ID`, which the log line of the request has as well; those of the model `X-Model` and "
+    "`Server-Timing`."
 )
 INFERENCE, PROTOCOL, OPERATION = "Inference", "Open Inference Protocol", "Operation"
 
@@ -38,7 +39,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             predictor = app.state.lifecycle.loaded()
         schema = get_openapi(title=app.title, version=app.version, description=WORDS, routes=app.routes)
         # Inference first, as people look for it.
-        paths, endpoints = {}, schema["paths"]
+        paths: dict[str, Any] = {}
+        endpoints = schema["paths"]
         for route in sorted(rows, key=lambda route: [INFERENCE, PROTOCOL, OPERATION].index(_tag(route))):
             method = route.method.lower()
             if not route.label:

@@ -10,7 +10,10 @@ class SubPath:
 
     def __init__(self, port: int, prefix: str) -> None:
         class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
+            def do_POST(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
                 if not self.path.startswith(prefix + "/"):
                     self.send_error(404)
                     return
@@ -28,8 +31,6 @@ class SubPath:
                 self.end_headers()
                 self.wfile.write(content)
                 connection.close()
-
-            do_GET = do_POST = answer
 
             def log_message(self, *_: object) -> None:
                 pass

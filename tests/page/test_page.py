@@ -72,7 +72,7 @@ def test_the_curl_command_is_the_request(page, server):
     page.find("summary").click()
     field = page.find("#text")
     field.clear()
-    field.send_keys("it's \"fine\"")
+    field.send_keys('it\'s "fine"')
     command = page.find(".curl code").get_property("textContent")
     assert command.startswith(f"curl '{server.url}/predict' -H 'content-type: application/json' --data-raw ")
     assert command.endswith(r"""'{"text":"it'\''s \"fine\""}'""")
@@ -154,9 +154,11 @@ def test_before_it_is_ready_the_page_says_at_which_stage_the_server_is(page, ser
     page.get(server.url + "/")
     page.until(lambda: page.text("#stage") == "ready")
     page.execute_script(
-        "window.fetch = async () => new Response(JSON.stringify({stage: 'warming', stuck: null, model: null, replica: 'a',"
-        " started_unix_seconds: 1, clock_seconds: 1, queue_rows: 0, in_flight: 0, server: 's', server_version: '1',"
-        " totals: {requests: {}, rejected: {}}})); document.dispatchEvent(new Event('visibilitychange'))"
+        "const before = {stage: 'warming', stuck: null, model: null, replica: 'a', started_unix_seconds: 1,"
+        " clock_seconds: 1, queue_rows: 0, in_flight: 0, server: 's', server_version: '1',"
+        " totals: {requests: {}, rejected: {}}};"
+        "window.fetch = async () => new Response(JSON.stringify(before));"
+        "document.dispatchEvent(new Event('visibilitychange'))"
     )
     page.until(lambda: page.text("#stage") == "warming")
     assert "Not ready yet: warming" in page.text("#notice")
@@ -222,8 +224,8 @@ def test_who_wants_less_motion_gets_none(page, server):
     page.emulate(prefers_reduced_motion="reduce")
     page.get(server.url + "/")
     send(page, "fine")
-    style = "const s = getComputedStyle(document.querySelector('.fill')); return s.transitionProperty + s.transitionDuration"
-    assert page.execute_script(style) in ("none0s", "all0s")
+    style = "return getComputedStyle(document.querySelector('.fill')).transition"
+    assert page.execute_script(style).startswith("none")
 
 
 def test_it_works_under_a_sub_path(page, server):

@@ -19,6 +19,8 @@ from app.telemetry.metrics import Statistics
 
 # A model of thousands of labels must not make every answer long.
 MOST_LABELS = 16
+# Labels that totals are told apart by; they are sums over all others.
+KEPT = ("code", "reason", "kind")
 
 
 class ModelState(Struct):
@@ -55,8 +57,8 @@ class Totals(Struct):
 
 
 class State(Struct):
-    """started_unix_seconds: with `replica`, says whose totals these are; 0 where the system does not tell. clock_seconds: what rates are differences by.
-    model: None until it has passed the gate."""
+    """started_unix_seconds: with `replica`, says whose totals these are; 0 where the system does not tell.
+    clock_seconds: what rates are differences by. model: None until it has passed the gate."""
 
     server: str
     server_version: str
@@ -81,17 +83,19 @@ async def state(request: Request) -> Response:
 
 def state_of(lifecycle: Lifecycle, metrics: Iterable[Metric], statistics: Statistics) -> State:
     """The state, from what all processes counted."""
-    samples: dict[str, dict[tuple[str, ...], float]] = {}
+    sums: dict[str, dict[str, float]] = {}
     for metric in metrics:
         for sample in metric.samples:
-            samples.setdefault(sample.name, {})[tuple(sample.labels[name] for name in sorted(sample.labels))] = sample.value
+            label = next((sample.labels[name] for name in KEPT if name in sample.labels), "")
+            by_label = sums.setdefault(sample.name, {})
+            by_label[label] = by_label.get(label, 0) + sample.value
 
-    def total(name: str, *labels: str) -> float:
-        return samples.get(name, {}).get(labels, 0)
+    def total(name: str, label: str = "") -> float:
+        return sums.get(name, {}).get(label, 0)
 
-    requests: dict[str, int] = {}
-    for (code, _), count in samples.get("inference_requests_total", {}).items():
-        requests[code] = requests.get(code, 0) + int(count)
+    def counts(name: str) -> dict[str, int]:
+        return {label: int(count) for label, count in sums.get(name, {}).items() if count}
+
     predictor = lifecycle.predictor
     return State(
         server=NAME,
@@ -105,8 +109,8 @@ def state_of(lifecycle: Lifecycle, metrics: Iterable[Metric], statistics: Statis
         queue_rows=int(total("inference_queue_rows")),
         in_flight=int(total("inference_requests_in_flight")),
         totals=Totals(
-            requests={code: count for code, count in requests.items() if count},
-            rejected={reason: int(count) for (reason,), count in samples.get("inference_rejected_total", {}).items() if count},
+            requests=counts("inference_requests_total"),
+            rejected=counts("inference_rejected_total"),
             answered=statistics.succeeded,
             seconds=statistics.succeeded_seconds,
             queue_seconds=statistics.queue_seconds,

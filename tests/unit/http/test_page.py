@@ -44,7 +44,7 @@ async def test_a_file_that_the_client_has_is_not_sent_again() -> None:
 
 
 def test_every_file_of_the_folder_is_served() -> None:
-    assert OURS == sorted({*files.PAGE, *files.DOCS, "index.html", "docs.html"})
+    assert sorted({*files.PAGE, *files.DOCS, "index.html", "docs.html"}) == OURS
 
 
 def test_every_file_that_a_file_names_is_served() -> None:

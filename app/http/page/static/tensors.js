@@ -77,7 +77,7 @@ class Input {
     } catch {
       return;
     }
-    this.hint.textContent = `${number(count)} ${count === 1 ? 'value' : 'values'}`;
+    this.hint.textContent = `· ${number(count)} ${count === 1 ? 'value' : 'values'}`;
     if (this.bytes) {
       if (resized) this.values.value = Array.from({ length: Math.min(count, MOST_TYPED) }, () => 'a text').join('\n');
       return;
