@@ -68,6 +68,7 @@ function showStage(word, kind, notice = '') {
   stage.dataset.kind = kind;
   at('notice').hidden = !notice;
   at('notice').textContent = notice;
+  at('notice').dataset.kind = kind;
   // Once for each change: a reader of the screen need not hear every answer.
   if (announced && announced !== word) say(`The server is ${word}. ${notice}`);
   announced = word;
