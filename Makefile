@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-page test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
-	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
+.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+	test-page image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes, in an environment of its own
 	.venv-ray/bin/python -m pytest tests/ray $(ARGS)
 
-test-page: $(VENV)/page ## the page and /docs in Debian's Chromium (apt-get install chromium chromium-driver): axe, CSP, no other host
+test-page: $(VENV)/page ## the page and /docs in Chromium (apt-get install chromium chromium-driver): axe, policy, hosts asked
 	$(BIN)/python -m pytest tests/page $(ARGS)
 
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
