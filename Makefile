@@ -8,7 +8,7 @@ DATA ?= data
 .DEFAULT_GOAL := help
 .PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
 	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model base-digests release \
-	image-tools image-test clean
+	test-page image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ $(VENV)/dev: docker/requirements-dev.txt
 
 $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 	$(PIP) install --require-hashes -r docker/requirements-fuzz.txt
+	@touch $@
+
+$(VENV)/page: docker/requirements-page.txt $(VENV)/dev
+	$(PIP) install --require-hashes -r docker/requirements-page.txt
 	@touch $@
 
 # Ray is large and wants versions of its own, so it is beside everything else.
@@ -53,6 +57,9 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 
 test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes, in an environment of its own
 	.venv-ray/bin/python -m pytest tests/ray $(ARGS)
+
+test-page: $(VENV)/page ## the page and /docs in Chromium (apt-get install chromium chromium-driver): axe, policy, hosts asked
+	$(BIN)/python -m pytest tests/page $(ARGS)
 
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
@@ -195,6 +202,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
+	$(EXTRA) page | $(BIN)/$(LOCK) --constraint docker/requirements-dev.txt - -o docker/requirements-page.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     cors_origins: str = Field("", description="origins whose pages may ask, with commas; *: all of them")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    page: bool = Field(True, description="the page at / and its /state; /docs stays")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="debug, info, warning or error"
     )

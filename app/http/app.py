@@ -58,7 +58,14 @@ def build_app(
     paths = {route.path for route in rows if route.label}
     inference = Middleware(InferenceMiddleware, settings, lifecycle, metrics, log, paths, keys)
     app = FastAPI(
-        title=NAME, version=__version__, lifespan=checked_lifespan, middleware=[inference], telemetry=NO_TELEMETRY
+        title=NAME,
+        version=__version__,
+        lifespan=checked_lifespan,
+        middleware=[inference],
+        telemetry=NO_TELEMETRY,
+        # FastAPI's pages load from another host. Ours are rows of the table.
+        docs_url=None,
+        redoc_url=None,
     )
     app.router.redirect_slashes = False
     if settings.cors_origins:

@@ -17,7 +17,7 @@ from app.errors import RequestError, Unavailable
 from app.http.request import InferenceRequest, RequestLimits, request_id_of
 from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
-from app.http.routes import ADMIN_PATHS, DOCUMENTATION, EXEMPT_PATHS, HOOKS, PROBES, Route, find_inference_route
+from app.http.routes import ADMIN_PATHS, EXEMPT_PATHS, HOOKS, Route, find_inference_route
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.logging import logger, stack_of
@@ -53,7 +53,7 @@ class InferenceMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.admin_port and not self._belongs(scope):
+        if self.admin_port and scope["path"] in ADMIN_PATHS and scope["server"][1] != self.admin_port:
             await _send(self._with_headers(scope, send), error_response(HTTPException(404)))
             return
         found = find_inference_route(scope["path"])
@@ -70,17 +70,12 @@ class InferenceMiddleware:
             request.usage = self.log.begin(route.method, route.label, request.headers, request.started)
             await self._infer(request, route, scope, send)
 
-    def _belongs(self, scope: Scope) -> bool:
-        """Whether a path is for the port that it was asked on: probes are for both."""
-        path, admin = scope["path"], scope["server"][1] == self.admin_port
-        return path in PROBES or (path in ADMIN_PATHS) == admin
-
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """To the application, if hooks and keys let it."""
         path = scope["path"]
         if (HOOKS or self.keys is not None) and path not in EXEMPT_PATHS:
             try:
-                if self.keys is not None and path not in DOCUMENTATION:
+                if self.keys is not None and path not in ADMIN_PATHS:
                     self.keys.name_of(HTTPConnection(scope).headers.get("authorization"))
                 await _call_hooks(scope)
             except (RequestError, HTTPException) as error:

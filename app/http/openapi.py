@@ -1,4 +1,6 @@
-"""The OpenAPI document: FastAPI's own of the endpoints it serves, and from the table the routes of the model's task."""
+"""The OpenAPI document: FastAPI's own of the endpoints it serves, and from the table the routes of the model's task,
+all with examples.
+"""
 
 import re
 from typing import Any
@@ -10,27 +12,78 @@ from msgspec import Struct
 
 from app.artifact.manifest import Manifest
 from app.errors import STATUSES
+from app.http.examples import bodies, parameter, refusal
 from app.http.routes import Route, serves
+from app.predictor import Predictor
 
 
 class ErrorResponse(Struct):
     error: str
 
 
+WORDS = (
+    'Every error is `{"error": "…"}`: its status says whether to try again, its message what was expected. Answers '
+    "carry `X-Request-ID`, which the log line of the request has as well; those of the model `X-Model` and "
+    "`Server-Timing`."
+)
+INFERENCE, PROTOCOL, OPERATION = "Inference", "Open Inference Protocol", "Operation"
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """The document of `app`, made once; FastAPI asks for it as `app.openapi()`. Raises Unavailable before there is a
     model, since its task says which routes there are."""
     if app.openapi_schema is None:
-        rows = [route for route in app.state.rows if route.label and route.in_document]
-        manifest = None
-        if not all(route.queued for route in rows):
-            manifest = app.state.lifecycle.loaded().model.artifact.manifest
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for route in rows:
-            if manifest is None or serves(route, manifest.task):
-                schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route, manifest)
-        app.openapi_schema = schema
+        rows = [route for route in app.state.rows if route.in_document]
+        predictor = None
+        if not all(route.queued for route in rows if route.label):
+            predictor = app.state.lifecycle.loaded()
+        schema = get_openapi(title=app.title, version=app.version, description=WORDS, routes=app.routes)
+        # Inference first, as people look for it.
+        paths: dict[str, Any] = {}
+        endpoints = schema["paths"]
+        for route in sorted(rows, key=lambda route: [INFERENCE, PROTOCOL, OPERATION].index(_tag(route))):
+            method = route.method.lower()
+            if not route.label:
+                operation = endpoints[route.path][method]
+            elif predictor is None or serves(route, predictor.model.artifact.manifest.task):
+                operation = _operation(route, predictor.model.artifact.manifest if predictor else None)
+            else:
+                continue
+            _illustrate(operation, route, predictor)
+            paths.setdefault(route.path, {})[method] = operation
+        # And what somebody added to the application itself.
+        for path, item in endpoints.items():
+            paths[path] = item | paths.get(path, {})
+        app.openapi_schema = schema | {"paths": paths}
     return app.openapi_schema
+
+
+def _tag(route: Route) -> str:
+    if route.path.startswith("/v2"):
+        return PROTOCOL
+    return INFERENCE if route.label or route.queued else OPERATION
+
+
+def _illustrate(operation: dict[str, Any], route: Route, predictor: Predictor | None) -> None:
+    """Adds examples of the request and of each answer, and what each error means."""
+    operation["tags"] = [_tag(route)]
+    request, answer = bodies(route.path, predictor)
+    for each in operation.get("parameters", []):
+        if (found := parameter(each["name"], predictor)) is not None:
+            each["example"] = found
+    if request is not None:
+        content = operation.setdefault("requestBody", {}).setdefault("content", {})
+        content.setdefault("application/json", {})["example"] = request
+    for status, response in operation["responses"].items():
+        if int(status) < 400:
+            media = "text/plain" if isinstance(answer, str) else "application/json"
+            found = response.get("content", {}).get(media, {})
+            if answer is not None:
+                response["content"] = {media: found | {"example": answer}}
+            continue
+        response["description"], error = refusal(route.path, int(status), inference=bool(route.label))
+        response["content"] = _content("", ErrorResponse)["content"]
+        response["content"]["application/json"]["example"] = error
 
 
 def path_parameters(path: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from app.errors import NotFound
 from app.http import embeddings, health, image, jobs, predict, rerank
 from app.http.oip import answer, codec, handlers
+from app.http.page import files, state
 from app.http.predict import BatchRequest, BatchResponse, PredictRequest
 from app.http.request import InferenceRequest
 from app.runtime.tasks.answers import Entities, Label, Labels, Value
@@ -49,6 +50,19 @@ CLASSIFIED = {"single_label": Label, "multi_label": Labels}
 CLASSIFIED_BATCH = {"single_label": BatchResponse[Label], "multi_label": BatchResponse[Labels]}
 REPOSITORY = "/v2/repository"
 MODEL, VERSION = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
+# Addresses in these files are relative, so that they hold under a sub-path as well. APP_PAGE=false leaves PAGE out.
+PAGE = (
+    Route("GET", "/", files.file("index.html"), in_document=False, admin=True),
+    Route("GET", "/state", state.state, in_document=False, admin=True),
+    *(Route("GET", f"/page/{name}", files.file(name), in_document=False, admin=True) for name in files.PAGE),
+)
+DOCS = (
+    Route("GET", "/docs", files.file("docs.html"), in_document=False, admin=True),
+    *(
+        Route("GET", f"/docs/{name}", files.file(name), in_document=False, admin=True)
+        for name in (*files.DOCS, *files.SWAGGER)
+    ),
+)
 ROUTES = (
     Route("POST", "/predict", predict.predict, PredictRequest, CLASSIFIED, "/predict", ("text-classification",)),
     Route("POST", "/predict", predict.predict, PredictRequest, Value, "/predict", ("text-regression",)),
@@ -90,6 +104,8 @@ ROUTES = (
     Route("GET", VERSION + "/stats", handlers.statistics, in_document=False),
     Route("POST", VERSION + "/infer", handlers.infer, codec.InferRequest, answer.InferResponse, "/v2/models/infer",
           in_document=False),
+    *PAGE,
+    *DOCS,
 )  # fmt: skip
 INFERENCE_ROUTES = tuple(route for route in ROUTES if route.label)
 ENDPOINTS = tuple(route for route in ROUTES if not route.label)
@@ -97,17 +113,16 @@ LABELS = tuple(dict.fromkeys(route.label for route in INFERENCE_ROUTES))
 # Probes and metrics: all that a worker serves.
 OPERATIONAL = tuple(route for route in ROUTES if route.exempt)
 EXEMPT_PATHS = frozenset(route.path for route in ROUTES if route.exempt)
-PROBES = frozenset(route.path for route in ROUTES if route.exempt and not route.admin)
-# Documentation is FastAPI's own route.
-DOCUMENTATION = frozenset(("/docs", "/openapi.json"))
-ADMIN_PATHS = DOCUMENTATION | {route.path for route in ROUTES if route.admin}
+# For people and Prometheus: without a key, and where there is an APP_ADMIN_PORT, there alone. FastAPI makes the last one.
+ADMIN_PATHS = frozenset(route.path for route in ROUTES if route.admin) | {"/openapi.json"}
 
 
 def rows_of(settings: Settings) -> tuple[Route, ...]:
     """Those that a server with these settings serves."""
     if settings.role == "gateway":
-        return tuple(route for route in ROUTES if route.queued or route.exempt)
-    return tuple(route for route in ROUTES if settings.takes_jobs or not route.queued)
+        return tuple(route for route in ROUTES if route.queued or route.exempt or route in DOCS)
+    rows = ROUTES if settings.page else tuple(route for route in ROUTES if route not in PAGE)
+    return tuple(route for route in rows if settings.takes_jobs or not route.queued)
 
 
 def _dispatched(path: str) -> Route:

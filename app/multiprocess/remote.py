@@ -1,11 +1,12 @@
 """The worker's side of the channel: a batcher whose queue is in the engine, a model that runs there, metrics of all."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from math import inf
 from typing import NoReturn, cast
 
-from prometheus_client import generate_latest
+from prometheus_client import Metric, generate_latest
 
 from app import errors
 from app.artifact.integrity import verify_files
@@ -117,7 +118,7 @@ def rebuilt(message: Failed) -> RequestError:
 
 
 class EngineMetrics(MetricsSource):
-    """Of all processes, from the engine. Both raise Unavailable if it does not answer."""
+    """Of all processes, from the engine. All raise Unavailable if it does not answer."""
 
     def __init__(self, metrics: Metrics, channel: Channel) -> None:
         super().__init__(metrics)
@@ -130,6 +131,11 @@ class EngineMetrics(MetricsSource):
     async def statistics(self) -> Statistics:
         """Totals since start."""
         return (await self._all()).statistics
+
+    async def snapshot(self) -> tuple[Iterable[Metric], Statistics]:
+        """Every metric, and totals since start."""
+        found = await self._all()
+        return found.collect(), found.statistics
 
     async def _all(self) -> Snapshot:
         try:

@@ -12,6 +12,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
@@ -167,6 +168,10 @@ class MetricsSource:
     async def statistics(self) -> Statistics:
         """Totals since start."""
         return self.metrics.statistics
+
+    async def snapshot(self) -> tuple[Iterable[Metric], Statistics]:
+        """Every metric, and totals since start."""
+        return self.metrics.registry.collect(), self.metrics.statistics
 
 
 class ClientMetrics:

@@ -68,12 +68,13 @@ def test_logs_and_metrics_say_who_asked_and_no_key(guarded: Guarded):
         assert key not in said
 
 
-def test_metrics_and_documentation_are_on_the_admin_port_alone(guarded: Guarded):
-    for path in ("/metrics", "/docs", "/openapi.json"):
+def test_metrics_documentation_and_page_are_on_the_admin_port_alone(guarded: Guarded):
+    for path in ("/metrics", "/docs", "/docs/docs.css", "/openapi.json", "/", "/state", "/page/page.js"):
         assert guarded.ask("GET", path, KEY).status_code == 404
         assert guarded.ask("GET", path, admin=True).status_code == 200
-    assert guarded.ask("POST", "/predict", KEY, admin=True, json=TEXT).status_code == 404
-    assert guarded.ask("GET", "/v2", KEY, admin=True).status_code == 404
+    # The page asks where it is.
+    assert guarded.ask("POST", "/predict", KEY, admin=True, json=TEXT).status_code == 200
+    assert guarded.ask("POST", "/predict", admin=True, json=TEXT).status_code == 401
     for path in ("/live", "/ready"):
         assert guarded.ask("GET", path, admin=True).status_code == 200
 

@@ -408,6 +408,28 @@ def test_every_answer_is_in_the_shape_that_the_document_says(serve, name):
             jsonschema.validate(answer, described)
 
 
+@pytest.mark.parametrize("name", task_models.BUILD)
+def test_every_example_of_a_request_is_answered_as_its_example_says_and_every_error_has_one(serve, name):
+    task = serve(name)
+    for path, item in task.client.get("/openapi.json").json()["paths"].items():
+        for method, operation in item.items():
+            examples = {}
+            for status, response in operation["responses"].items():
+                (content,) = response["content"].values()
+                examples[status] = content["example"]
+            assert all("error" in example for status, example in examples.items() if status >= "400")
+            parts = {part["name"]: part["example"] for part in operation["parameters"]}
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+            if method == "post" and (body is None or "binary_data_size" in str(body)):
+                assert "image" in name  # a file
+                continue
+            answer = task.client.request(method, path.format(**parts), json=body)
+            assert answer.status_code == 200, (path, answer.text)
+            if path != "/metrics":
+                assert type(answer.json()) is type(examples["200"])
+                assert list(answer.json()) == list(examples["200"]) or isinstance(examples["200"], list), path
+
+
 def test_the_servers_are_well_after_all_of_that(serve):
     for name in task_models.BUILD:
         server = serve(name).server

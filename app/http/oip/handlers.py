@@ -91,16 +91,7 @@ async def ready(request: Request) -> Response:
 
 async def metadata(request: Request) -> Response:
     """Model metadata: inputs and outputs."""
-    model = _model(request)
-    manifest, task = model.artifact.manifest, model.task
-    content = {
-        "name": manifest.name,
-        "versions": [manifest.version],
-        "platform": "onnxruntime_onnx",
-        "inputs": task.inputs,
-        "outputs": task.outputs,
-    }
-    return Response(msgspec.json.encode(content), media_type="application/json")
+    return JSONResponse(metadata_of(_model(request)))
 
 
 async def model_ready(request: Request) -> Response:
@@ -142,6 +133,18 @@ async def repository_index(request: Request) -> Response:
 async def repository_change(request: Request) -> Response:
     """Refused: what is served is checked before it is ready, and another model is another rollout."""
     raise BadRequest("models are not loaded or unloaded at run time: roll out another artifact (APP_MODEL_DIR)")
+
+
+def metadata_of(model: Model) -> dict[str, Any]:
+    """The model's metadata as the protocol words it."""
+    manifest, task = model.artifact.manifest, model.task
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [msgspec.structs.asdict(spec) for spec in task.inputs],
+        "outputs": [msgspec.structs.asdict(spec) for spec in task.outputs],
+    }
 
 
 def configuration(model: Model, queue_rows: int) -> dict[str, Any]:
