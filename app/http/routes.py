@@ -113,7 +113,7 @@ LABELS = tuple(dict.fromkeys(route.label for route in INFERENCE_ROUTES))
 # Probes and metrics: all that a worker serves.
 OPERATIONAL = tuple(route for route in ROUTES if route.exempt)
 EXEMPT_PATHS = frozenset(route.path for route in ROUTES if route.exempt)
-# For people and Prometheus: without a key, and where there is an APP_ADMIN_PORT, there alone. FastAPI makes the last one.
+# For people and Prometheus: without a key, and on APP_ADMIN_PORT alone where there is one. FastAPI makes the last one.
 ADMIN_PATHS = frozenset(route.path for route in ROUTES if route.admin) | {"/openapi.json"}
 
 
