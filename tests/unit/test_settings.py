@@ -37,6 +37,7 @@ def test_without_any_variable_the_bundled_model_is_served_on_port_8000():
         ("APP_RUNNER_THREADS", "4", "runner_threads", 4),
         ("APP_GPU_MEMORY_BYTES", "1073741824", "gpu_memory_bytes", 1 << 30),
         ("APP_MAX_CONNECTIONS", "100", "max_connections", 100),
+        ("APP_MAX_CONNECTION_SECONDS", "0", "max_connection_seconds", 0),
         ("APP_MAX_BATCH_ROWS", "64", "max_batch_rows", 64),
         ("APP_MAX_BATCH_TOKENS", "4096", "max_batch_tokens", 4096),
         ("APP_BATCH_DELAY_MS", "1.5", "batch_delay_ms", 1.5),
