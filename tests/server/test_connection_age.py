@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import pytest
+import httpx
 
 from loadtest.client import Client
 from loadtest.connection import Answers, Target
-from tests.process import ServerProcess
+from tests.process import NO_TLS, ServerProcess
 
 CLIENTS = 16
 ANSWERS = 400
@@ -68,9 +68,8 @@ async def answered(client: Client, count: int) -> list[int]:
     return answers.statuses
 
 
-@pytest.mark.parametrize("processes", [1, 2], ids="{}-http-processes".format)
-async def test_clients_of_one_replica_spread_to_one_that_is_added_and_lose_no_request(processes: int) -> None:
-    first, added = (ServerProcess(max_connection_seconds=0.2, http_processes=processes) for _ in range(2))
+async def test_clients_of_one_replica_spread_to_one_that_is_added_and_lose_no_request() -> None:
+    first, added = (ServerProcess(max_connection_seconds=0.2) for _ in range(2))
     with first.ready(), added.ready():
         service = Service()
         service.endpoints = [first.port]
@@ -95,3 +94,10 @@ async def test_without_an_age_a_replica_that_is_added_relieves_nobody() -> None:
             service.endpoints.append(added.port)
             assert set(await answered(client, ANSWERS)) == {200}
             assert service.open == {first.port: CLIENTS}
+
+
+def test_an_old_connection_ends_with_its_answer_in_every_http_process() -> None:
+    with ServerProcess(max_connection_seconds=1e-9, http_processes=2).ready() as server:
+        for _ in range(8):
+            answer = httpx.post(f"{server.url}/predict", json={"text": "It rains."}, verify=NO_TLS)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
