@@ -1,4 +1,4 @@
-"""Where Pods may connect to: names wherever a cluster answers them, and the outside without the cluster's own addresses."""
+"""Where Pods may connect to: names wherever a cluster answers them, and the outside without the cluster's addresses."""
 
 from ipaddress import ip_address, ip_network
 from typing import Any
