@@ -28,7 +28,9 @@ HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
 CANARY = ("", "canary")
-ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority")
+ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority", "cost-labels")
+# What a GPU is for as well is listed before it.
+BEFORE_HARDWARE = ("placeholder", "image-prepull")
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
 FOR_JOBS = ("kueue",)
@@ -122,7 +124,7 @@ def _combinations() -> Iterator[Variation]:
             canary = CANARY[(number + other) % len(CANARY)]
             # Not by KEDA, in half of them, and in each of the others' pairs once.
             scaled = FOR_WORKERS if (number + other // 2) % 2 == 0 else ()
-            names = (canary, hardware, autoscaler, artifact, *ADDITIONS, *scaled)
+            names = (canary, *BEFORE_HARDWARE, hardware, autoscaler, artifact, *ADDITIONS, *scaled)
             yield Variation("base", tuple(name for name in names if name), workers=True)
 
 
@@ -177,7 +179,7 @@ def pods(objects: list[Object]) -> list[Object]:
     for each in objects:
         spec = each.get("spec", {})
         match each["kind"]:
-            case "Deployment" | "Job":
+            case "Deployment" | "DaemonSet" | "Job":
                 found.append(spec["template"])
             case "CronJob":
                 found.append(spec["jobTemplate"]["spec"]["template"])

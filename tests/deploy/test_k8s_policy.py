@@ -50,6 +50,8 @@ ENDPOINT_SECONDS = 10
 GIVE_BACK_SECONDS = 5
 APP = "app.kubernetes.io/name"
 NAMES = {"sentiment-inference", "sentiment-inference-gateway", "sentiment-inference-valkey"}
+# What answers nobody.
+IDLE = {"sentiment-inference-placeholder", "sentiment-inference-prepull"}
 
 
 def pod_metadata(deployment: Object) -> Object:
@@ -66,7 +68,9 @@ def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 def selected(selector: dict[str, str], objects: list[Object]) -> list[str]:
     """Names of the Deployments whose Pods the selector finds."""
-    return [name_of(each) for each in of_kind(objects, "Deployment") if matches(selector, pod_labels(each))]
+    return [
+        name_of(each) for each in of_kind(objects, "Deployment", "DaemonSet") if matches(selector, pod_labels(each))
+    ]
 
 
 def ports(deployment: Object) -> dict[str, int]:
@@ -79,6 +83,10 @@ def is_stable(deployment: Object) -> bool:
 
 def is_worker(deployment: Object) -> bool:
     return pod_labels(deployment).get("app.kubernetes.io/component") == "worker"
+
+
+def is_idle(deployment: Object) -> bool:
+    return pod_labels(deployment)[APP] in IDLE
 
 
 def with_model(objects: list[Object]) -> list[Object]:
@@ -105,7 +113,7 @@ def test_every_selector_finds_the_pods_it_means(variation: Variation) -> None:
             assert selected(constraint["labelSelector"]["matchLabels"], objects) == [name_of(deployment)]
     # Nobody sends anything to a worker.
     services = [selected(each["spec"]["selector"], objects) for each in of_kind(objects, "Service")]
-    assert sorted(services) == sorted([name_of(each)] for each in deployments if not is_worker(each))
+    assert sorted(services) == sorted([name_of(each)] for each in deployments if not (is_worker(each) or is_idle(each)))
     for budget in of_kind(objects, "PodDisruptionBudget"):
         assert selected(budget["spec"]["selector"]["matchLabels"], objects) == [name_of(budget)]
     for policy in of_kind(objects, "NetworkPolicy"):
@@ -387,7 +395,14 @@ def test_the_quota_admits_all_replicas_and_the_surge(variation: Variation) -> No
         hard = quota["spec"]["hard"]
         pods = {name_of(each): most_pods(each, objects) for each in of_kind(objects, "Deployment")}
         assert sum(pods.values()) <= int(hard["pods"])
-        for key in ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory", "requests.nvidia.com/gpu"):
+        devices = ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/gpu.shared")
+        for key in (
+            "requests.cpu",
+            "requests.memory",
+            "limits.cpu",
+            "limits.memory",
+            *map("requests.{}".format, devices),
+        ):
             part, resource = key.split(".", 1)
             # Extended resources are given as limits; the request is the same.
             part = "limits" if "nvidia" in key else part
@@ -400,13 +415,19 @@ def test_the_quota_admits_all_replicas_and_the_surge(variation: Variation) -> No
                     assert quantity(container["resources"]["limits"][resource]) <= quantity(limit["max"][resource])
 
 
+def gpu_labels(pod: Object) -> set[str]:
+    """Labels of which a node must have one."""
+    terms = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    return {expression["key"] for term in terms.get("nodeSelectorTerms", []) for expression in term["matchExpressions"]}
+
+
 @each_variation
 def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> None:
     objects = variation.objects()
     wants_gpu = any(name.startswith("gpu") for name in variation.components) or variation.resource == "overlays/gpu"
     for deployment in of_kind(objects, "Deployment"):
         asked_for = {name for each in containers(deployment) for name in each["resources"]["limits"]}
-        assert deployment in with_model(objects) or asked_for == {"cpu", "memory"}
+        assert deployment in with_model(objects) or is_idle(deployment) or asked_for == {"cpu", "memory"}
     for deployment in with_model(objects):
         pod, server = deployment["spec"]["template"]["spec"], server_of(deployment)
         limits = {name for name in server["resources"]["limits"] if name.startswith("nvidia.com/")}
@@ -415,7 +436,7 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
         rolling = deployment["spec"]["strategy"]["rollingUpdate"]
         if not wants_gpu:
             assert environment(server, objects)["APP_PROVIDER"] == "cpu"
-            assert not any((limits, claims, pod.get("nodeSelector")))
+            assert not any((limits, claims, pod.get("nodeSelector"), gpu_labels(pod)))
             assert tolerated == (["interruptible"] if is_worker(deployment) else [])
             assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
             assert not server["image"].endswith("-gpu")
@@ -428,7 +449,7 @@ def test_gpu_pods_ask_for_a_gpu_and_cpu_pods_do_not(variation: Variation) -> Non
         assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
         # Through the device plugin, on a labelled node; or through a claim, which finds the node. Never both.
         assert len(limits) + len(claims) == 1
-        assert pod.get("nodeSelector", {}) == ({} if claims else {"nvidia.com/gpu.present": "true"})
+        assert bool(gpu_labels(pod)) != bool(claims)
 
 
 @each_variation
@@ -436,7 +457,7 @@ def test_everything_carries_the_name_label_and_no_cluster_wide_object_but_the_na
     objects = variation.objects()
     for each in objects:
         if each["kind"] != "Namespace":
-            assert each["metadata"]["labels"][APP] in NAMES
+            assert each["metadata"]["labels"][APP] in NAMES | IDLE
     (namespace,) = {each["metadata"].get("namespace") for each in objects if each["kind"] not in CLUSTER_SCOPED}
     for each in of_kind(objects, "Namespace"):
         assert each["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -543,7 +564,7 @@ def test_the_release_is_written_once_and_is_the_same_wherever_it_is_read(variati
     for deployment in servers(variation.objects()):
         found = release_of(variation, name_of(deployment))
         assert found == released(RELEASES["base" if is_stable(deployment) else "canary"])
-        assert ("annotations" in pod_metadata(deployment)) == is_stable(deployment)
+        assert ("model-digest" in pod_metadata(deployment).get("annotations", {})) == is_stable(deployment)
         labels = deployment["metadata"]["labels"], pod_labels(deployment)
         assert {each["app.kubernetes.io/version"] for each in labels} == {__version__}
 
