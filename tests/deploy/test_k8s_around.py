@@ -12,7 +12,8 @@ import yaml
 
 from tests.manifests import K8S, OVERLAYS, Object, Variation, kustomize, of_kind
 
-AROUND = ("autoscale-inflight", "model-fetch", "monitoring", "vpa-recommend", "priority")
+AROUND = ("autoscale-inflight", "model-fetch", "monitoring", "vpa-recommend", "priority", "cost-labels")
+ROOM = ("placeholder", "image-prepull")
 QUERY = 'sum(avg_over_time(inference_requests_in_flight{namespace="%s",track="stable"}[1m]))'
 
 
@@ -109,6 +110,39 @@ def test_keda_asks_for_the_load_of_its_own_namespace_within_the_bounds_of_the_hp
     assert (found["spec"]["minReplicaCount"], found["spec"]["maxReplicaCount"]) == bounds
     assert bounds[0] <= found["spec"]["fallback"]["replicas"] <= bounds[1]
     assert trigger["metadata"]["threshold"] == hpa["spec"]["metrics"][0]["pods"]["target"]["averageValue"]
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_keda_around_an_overlay_has_the_bounds_and_the_namespace_of_that(overlay: str, around: Path) -> None:
+    namespaces = around.parent / "k8s" / "overlays" / overlay / "keda-namespace.yaml"
+    built = build(
+        around,
+        namespace="reviews",
+        resources=[f"../k8s/overlays/{overlay}"],
+        components=["../k8s/components/autoscale-keda"],
+        replacements=[{"path": shutil.copy(namespaces, around) and namespaces.name}],
+    )
+    inside = scaled(Variation(f"overlays/{overlay}", ("autoscale-keda",)))
+    (found,) = of_kind(built, "ScaledObject")
+
+    assert not of_kind(built, "HorizontalPodAutoscaler")
+    assert found["metadata"]["namespace"] == "reviews"
+    assert found["spec"]["triggers"][0]["metadata"]["query"] == QUERY % "reviews"
+    for bound in ("minReplicaCount", "maxReplicaCount", "fallback"):
+        assert found["spec"][bound] == inside["spec"][bound]
+
+
+def test_room_around_the_gpu_overlay_is_a_gpu_s_with_gpu_once_more_behind_it(around: Path) -> None:
+    components = [f"../k8s/components/{name}" for name in (*ROOM, "gpu")]
+    built = build(around, namespace="reviews", resources=["../k8s/overlays/gpu"], components=components)
+    inside = Variation("overlays/gpu", ROOM).objects()
+
+    for kind in ("Deployment", "DaemonSet"):
+        pods = [
+            {each["metadata"]["name"]: each["spec"]["template"] for each in of_kind(objects, kind)}
+            for objects in (built, inside)
+        ]
+        assert pods[0] == pods[1]
 
 
 def test_keda_without_a_namespace_scales_by_nobody_s_load() -> None:

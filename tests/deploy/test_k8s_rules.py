@@ -73,7 +73,10 @@ def adapter_query(labels: str) -> str:
 
 
 def keda_query() -> str:
-    query = component("autoscale-keda/scaledobject.yaml")["spec"]["triggers"][0]["metadata"]["query"]
+    (triggers,) = [
+        each["value"] for each in component("autoscale-keda/hpa-patch.yaml") if each["path"].endswith("triggers")
+    ]
+    query = triggers[0]["metadata"]["query"]
     return str(query).replace("NAMESPACE", "sentiment-inference")  # as an overlay does
 
 

@@ -86,6 +86,7 @@ def test_a_variable_sets_its_field(monkeypatch, variable, text, field, value):
         ("APP_REQUEST_TIMEOUT_MS", "inf"),
         ("APP_REQUEST_TIMEOUT_MS", "5s"),
         ("APP_MAX_BODY_BYTES", "4MB"),
+        ("APP_MAX_CONNECTION_SECONDS", "-1"),
         ("APP_DRAIN_TIMEOUT_SECONDS", "-1"),
         ("APP_RUNNER_TIMEOUT_SECONDS", "0"),
         ("APP_PORT", "65536"),
