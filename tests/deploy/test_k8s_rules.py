@@ -73,11 +73,10 @@ def adapter_query(labels: str) -> str:
 
 
 def keda_query() -> str:
-    (triggers,) = [
-        each["value"] for each in component("autoscale-keda/hpa-patch.yaml") if each["path"].endswith("triggers")
-    ]
-    query = triggers[0]["metadata"]["query"]
-    return str(query).replace("NAMESPACE", "sentiment-inference")  # as an overlay does
+    patch = yaml.safe_load((K8S / "components" / "autoscale-keda" / "hpa-patch.yaml").read_text())
+    (triggers,) = [each["value"] for each in patch if each["path"] == "/spec/triggers"]
+    # As an overlay does.
+    return str(triggers[0]["metadata"]["query"]).replace("NAMESPACE", "sentiment-inference")
 
 
 def hpa_metric() -> str:
