@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     request_timeout_ms: float = Field(5000, gt=0, le=3_600_000, description="from first byte to answer")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="request body; beyond: 413")
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="beyond: the longest idle is closed")
+    max_connection_seconds: float = Field(
+        60, ge=0, le=86_400, description="age at which a connection's next answer closes it; 0: none"
+    )
     drain_delay_seconds: float = Field(0, ge=0, le=3600, description="after SIGTERM, before new requests are refused")
     drain_timeout_seconds: float = Field(20, ge=0, le=3600, description="after SIGTERM, for accepted requests")
     runner_timeout_seconds: float = Field(30, gt=0, description="a run longer than this makes /live answer 503")

@@ -53,7 +53,10 @@ ADDITIONS = (
     "admin-port",
     "image-policy",
     "multi-arch",
+    "cost-labels",
 )
+# What a GPU is for as well is listed before it.
+BEFORE_HARDWARE = ("placeholder", "image-prepull")
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
 IDENTITIES = ("identity-aws", "identity-azure", "identity-gcp")
@@ -147,7 +150,7 @@ def _combinations() -> Iterator[Variation]:
             released_by = RELEASED_BY[(number - other) % len(RELEASED_BY)]
             # Not by KEDA, in half of them, and in each of the others' pairs once.
             scaled = FOR_WORKERS if (number + other // 2) % 2 == 0 else ()
-            names = ("gateway", hardware, autoscaler, artifact, *ADDITIONS, *scaled)
+            names = ("gateway", *BEFORE_HARDWARE, hardware, autoscaler, artifact, *ADDITIONS, *scaled)
             yield Variation("base", in_order(name for name in (*names, released_by) if name), workers=True)
 
 
@@ -214,7 +217,7 @@ def pods(objects: list[Object]) -> list[Object]:
     for each in objects:
         spec = each.get("spec", {})
         match each["kind"]:
-            case "Deployment" | "Job":
+            case "Deployment" | "DaemonSet" | "Job":
                 found.append(spec["template"])
             case "CronJob":
                 found.append(spec["jobTemplate"]["spec"]["template"])

@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
         # Middleware that a user added has its say in every answer.
         plain = isinstance(app, FastAPI) and len(app.user_middleware) == 1
         refusal = app.state.refusals.at_the_door if plain else never
-        limits = ConnectionLimits(settings.max_connections, metrics.shed, refusal)
+        limits = ConnectionLimits(settings.max_connections, metrics.shed, refusal, settings.max_connection_seconds)
         metrics.connections.set_function(lambda: limits.open)
         super().__init__(uvicorn_config(app, limits))
         self._lifecycle = lifecycle

@@ -69,10 +69,8 @@ def _write(
     }
     bounds_file = "hpa.yaml" if scaler is HPA else "scaledobject.yaml"
     files: dict[str, object] = {bounds_file: bounds, "metric.yaml": [metric]}
-    # A strategic merge names its object and fails where the overlay has none; the patches below would be silent.
     patches: list[dict[str, object]] = [
-        {"path": bounds_file},
-        {"path": "metric.yaml", "target": {"kind": kind, "name": NAME}},
+        {"path": path, "target": {"kind": kind, "name": NAME}} for path in (bounds_file, "metric.yaml")
     ]
     if resources := _resources(targets):
         files["resources.yaml"] = resources
@@ -81,6 +79,13 @@ def _write(
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
         "patches": patches,
+        # Patches are silent where the overlay has no such object. This changes nothing, and fails.
+        "replacements": [
+            {
+                "source": {"kind": kind, "name": NAME, "fieldPath": f"spec.minReplica{suffix}"},
+                "targets": [{"select": {"kind": kind, "name": NAME}, "fieldPaths": [f"spec.minReplica{suffix}"]}],
+            }
+        ],
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

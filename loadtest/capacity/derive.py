@@ -13,6 +13,7 @@ TOLERANCE = 0.1
 POLICY_FACTOR, POLICY_SECONDS = 2.0, 30.0
 # Never aim nearer to the limit than this, however slowly traffic grows: a measurement is not better.
 MARGIN = 0.9
+NODE = "node is provisioned"
 
 
 def delays(options: Options, start_seconds: float, start_source: str) -> list[Delay]:
@@ -21,7 +22,7 @@ def delays(options: Options, start_seconds: float, start_source: str) -> list[De
         Delay("metric is scraped", options.scrape_seconds, "--scrape-seconds"),
         Delay("metric is a mean, half its window old", options.window_seconds / 2, "--window-seconds"),
         Delay("HPA looks", options.sync_seconds, "--sync-seconds"),
-        Delay("node is provisioned", options.node_seconds, "--node-seconds"),
+        Delay(NODE, options.node_seconds, "--node-seconds"),
         Delay("image is pulled", options.pull_seconds, "--pull-seconds"),
         Delay("process starts and is ready", start_seconds, start_source),
         Delay("readiness is probed and routed", options.probe_seconds, "--probe-seconds"),
@@ -66,6 +67,11 @@ def derive(
     line("Time until a new replica helps", " + ".join(f"{w.seconds:.4g}" for w in waits), f"{reaction:.1f} s")
     line("Growth meanwhile", f"(1 + {percent:g}/100)^{reaction:.1f}", f"× {grown:.3f}")
     line("Rate at which scaling must begin", arithmetic, f"{trigger_rps:.1f} rps")
+    if options.node_seconds:
+        room = trigger(findings, options, [wait for wait in waits if wait.name != NODE])
+        line(
+            "The same with room held by a placeholder", f"without {NODE}, {options.node_seconds:g} s", f"{room:.1f} rps"
+        )
 
     state = steady(Curve.of(steps), trigger_rps)
     # The least of what is known, so that scaling never begins too late. The knee caps it: beyond, in-flight says how

@@ -85,7 +85,10 @@ def adapter_query(labels: str) -> str:
 
 
 def keda_query() -> str:
-    return str(component("autoscale-keda/scaledobject.yaml")["spec"]["triggers"][0]["metadata"]["query"])
+    patch = yaml.safe_load((K8S / "components" / "autoscale-keda" / "hpa-patch.yaml").read_text())
+    (triggers,) = [each["value"] for each in patch if each["path"] == "/spec/triggers"]
+    # As an overlay does.
+    return str(triggers[0]["metadata"]["query"]).replace("NAMESPACE", "sentiment-inference")
 
 
 def hpa_metric() -> str:

@@ -140,6 +140,16 @@ def test_the_arithmetic_by_hand():
     assert [line.result for line in derived.lines[:3]] == ["180.0 rps", "50.0 s", "× 1.645"]
 
 
+def test_the_time_of_a_node_is_told_apart_because_room_can_be_held():
+    options = msgspec.structs.replace(OPTIONS, node_seconds=120.0)
+    slow, held = (targets(fixed(10, 0.05), each, derive.delays(each, 1.0, "test")) for each in (options, OPTIONS))
+
+    assert slow.trigger_rps == pytest.approx(held.trigger_rps / 1.01**120)
+    (line,) = [line for line in slow.lines if "placeholder" in line.what]
+    assert line.result == f"{held.trigger_rps:.1f} rps"
+    assert not [line for line in held.lines if "placeholder" in line.what]
+
+
 def test_in_flight_as_the_server_counts_it_at_that_rate_lowers_the_target_and_never_raises_it():
     steps = explored(fixed(10, 0.05))
     found, waits = analysis.find(steps, [], OPTIONS, local=False), [Delay("all of it", 50.0, "test")]

@@ -240,7 +240,7 @@ def test_the_readme_puts_it_on_an_overlay_and_only_what_was_measured_changes(mea
     suffix = "Count" if name == "keda" else "s"
     # Not the overlay's own.
     assert (scaler["spec"][f"minReplica{suffix}"], scaler["spec"][f"maxReplica{suffix}"]) == (4, 40)
-    assert scaler["metadata"]["annotations"] == {component.ANNOTATION: REPORT.run.id}
+    assert scaler["metadata"]["annotations"][component.ANNOTATION] == REPORT.run.id
     text = yaml.safe_dump(scaler["spec"])
     assert {"cpu": "averageUtilization: 64", "inflight": "averageValue: 2900m", "keda": "threshold: '2.9'"}[
         name

@@ -5,6 +5,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from app.http.request import CONNECTION
+
 
 class OneWriteCycle(RequestResponseCycle):
     """uvicorn's request and response. A response whose body comes whole leaves in one write, which is one system call
@@ -20,6 +22,7 @@ class OneWriteCycle(RequestResponseCycle):
             self._start = message  # the last counts: uvicorn answers 500 where an application fails before its body
         elif self._start is None or message.get("more_body") or self.scope["method"] == "HEAD":
             if self._start is not None:
+                self._close_if_old()
                 await super().send(self._start)
             await super().send(message)
         else:
@@ -30,6 +33,7 @@ class OneWriteCycle(RequestResponseCycle):
 
     def write(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         """The whole response at once. Raises RuntimeError for headers that cannot be sent."""
+        self._close_if_old()
         lines, length = [STATUS_LINE[status]], None
         for given, value in (*self.default_headers, *headers):
             name = given.lower()
@@ -53,3 +57,8 @@ class OneWriteCycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+    def _close_if_old(self) -> None:
+        connection: Any = self.scope["extensions"][CONNECTION]
+        if connection.old():
+            self.keep_alive = False

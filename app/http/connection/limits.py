@@ -4,6 +4,8 @@ Knows nothing of HTTP.
 """
 
 import asyncio
+import math
+import random
 import resource
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,6 +22,8 @@ LOG_SECONDS = 10.0
 # A client that has said all it will say tells so at once; one that gives up, later.
 BEAT_SECONDS = 0.02
 BEATS = 2
+# Connections that began together do not all end together.
+AGE_JITTER_RATIO = 0.1
 Refusal = Callable[[Any, bool], Any]
 
 
@@ -37,14 +41,19 @@ class ConnectionLimits:
     """open: how many connections there are. deadlines: of whatever they wait for. beats: grows for a while after each
     `watch`."""
 
-    def __init__(self, max_connections: int, shed: Any, refusal: Refusal = never) -> None:
+    def __init__(
+        self, max_connections: int, shed: Any, refusal: Refusal = never, max_connection_seconds: float = 0
+    ) -> None:
         """shed: a counter for each reason: too many of them (`count`), `memory`, answers not read (`unread`).
 
         refusal: the answer to a request that need not be asked of the application, since it would only be refused; or
         None. From its ASGI scope, and whether its client comes back earlier than it was told to.
+
+        max_connection_seconds: the age from which a connection's answer is its last; 0: none is.
         """
         self.refusal = refusal
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_age_seconds = max_connection_seconds or math.inf
         self._max_connections = max(1, min(max_connections, int(files * (1 - RESERVED_FILES_RATIO))))
         self._shed = shed
         self.open = 0
@@ -63,6 +72,11 @@ class ConnectionLimits:
         self.open += 1
         if self.open > self._max_connections:
             self.end(next(iter(self._idle), connection), "count")
+
+    def old_at(self, now: float) -> float:
+        """When one that begins now is old, on the same clock."""
+        jitter = random.uniform(1 - AGE_JITTER_RATIO, 1 + AGE_JITTER_RATIO)  # noqa: S311 - no secret
+        return now + self._max_age_seconds * jitter
 
     def lost(self, connection: LimitedConnection, held_bytes: int) -> None:
         """One less, with what it held."""

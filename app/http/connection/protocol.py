@@ -34,11 +34,7 @@ class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which would wait for a request line and headers without end, and take them at any size."""
 
     _in_head = False
-    _hosts = 0
-    _bodyless_bytes = 0
-    _waiting_bytes = 0
-    _held_bytes = 0
-    _beats = 0
+    _hosts = _bodyless_bytes = _waiting_bytes = _held_bytes = _beats = 0
     _bad_request: str | None = None
     _data = b""
     _running: RequestResponseCycle | None = None
@@ -56,6 +52,7 @@ class HttpProtocol(HttpToolsProtocol):
         """As uvicorn's; the first head is waited for as long as one that follows."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._old_at = self._limits.old_at(self.loop.time())
         self._limits.opened(self)
         self._await_head()
 
@@ -114,6 +111,10 @@ class HttpProtocol(HttpToolsProtocol):
             return False
         cycle.keep_alive = False
         return True
+
+    def old(self) -> bool:
+        """Whether an answer should be its last: its client then connects anew, perhaps to a replica that was added."""
+        return self.loop.time() >= self._old_at and not self.pipeline  # or what waits there would get no answer
 
     def _over(self) -> bool:
         """Whether nothing more is taken in."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 import re
 import socket
 import struct
@@ -75,11 +76,14 @@ class Shed:
 
 @asynccontextmanager
 async def listening(
-    app=answer, max_connections: int = 1000, refusal: Callable[[Any, bool], Response | None] = lambda scope, early: None
+    app=answer,
+    max_connections: int = 1000,
+    refusal: Callable[[Any, bool], Response | None] = lambda scope, early: None,
+    max_connection_seconds: float = 0,
 ) -> AsyncIterator[tuple[tuple[str, int], Shed]]:
     """The address of a server of this protocol, and what it shed."""
     sock, shed = listen("127.0.0.1", 0), Shed()
-    config = uvicorn_config(app, ConnectionLimits(max_connections, shed, refusal))
+    config = uvicorn_config(app, ConnectionLimits(max_connections, shed, refusal, max_connection_seconds))
     config.lifespan = "off"
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[sock]))
@@ -660,6 +664,87 @@ async def test_one_that_leaves_while_its_refusal_is_held_back_leaves_nothing(mon
         leave(writer)
         await turns_until(lambda: shared.open == 0)
         assert shared.deadlines._slots == {}
+
+
+# --- connections that are old -----------------------------------------------------------------------------------------
+
+# What is as old as that when it begins.
+AT_ONCE_SECONDS = 1e-9
+
+
+async def in_parts(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    await send({"type": "http.response.body", "body": b"two"})
+
+
+@pytest.mark.parametrize(
+    ("app", "refusal", "asked", "end"),
+    [
+        (echo_path, lambda scope, early: None, get("/whole"), b"/whole"),
+        (in_parts, lambda scope, early: None, get("/"), b"onetwo"),
+        (answer, lambda scope, early: None, get("/").replace(b"GET", b"HEAD"), b""),
+        (answer, lambda scope, early: FULL, get("/"), b"full"),
+    ],
+    ids=["whole", "in parts", "without a body", "refused"],
+)
+async def test_the_next_answer_on_an_old_connection_is_whole_and_says_that_it_is_the_last(
+    app: Any, refusal: Any, asked: bytes, end: bytes
+) -> None:
+    async with listening(app, refusal=refusal, max_connection_seconds=AT_ONCE_SECONDS) as (address, shed):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(asked)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.count(b"connection: close") == 1
+        assert body == end
+        writer.close()
+    assert sum(shed.counts.values()) == 0
+
+
+async def test_a_connection_gets_old_between_two_requests_and_neither_is_lost() -> None:
+    async with listening(echo_path, max_connection_seconds=0.05) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        last = False
+        while not last:
+            writer.write(get("/path"))
+            last = b"connection: close" in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(5) == b"/path"
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_what_waits_behind_a_request_on_an_old_connection_is_answered_too(
+    gates: dict[str, asyncio.Event],
+) -> None:
+    asked = []
+
+    async def noting(scope, receive, send) -> None:
+        asked.append(scope["extensions"][CONNECTION])
+        await held_answer(scope, receive, send)
+
+    async with listening(noting, max_connection_seconds=AT_ONCE_SECONDS) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get("/a") + get("/b") + get("/c"))
+        await turns_until(lambda: bool(asked) and len(asked[0].pipeline) == 2)
+        for path in ("/c", "/b", "/a"):
+            gates[path].set()
+        answers = await reader.read()
+        writer.close()
+    assert re.findall(rb"\r\n\r\n/(.)", answers) == [b"a", b"b", b"c"]
+    assert answers.count(b"connection: close") == 1
+    assert answers.index(b"connection: close") > answers.index(b"/b")
+
+
+def test_connections_that_began_together_get_old_at_different_times_within_a_tenth() -> None:
+    shared = ConnectionLimits(10, Shed(), max_connection_seconds=60)
+    times = {shared.old_at(1000) for _ in range(1000)}
+    assert len(times) > 900
+    assert 1054 <= min(times) < 1057
+    assert 1063 < max(times) <= 1066
+
+
+def test_without_an_age_none_ever_gets_old() -> None:
+    assert ConnectionLimits(10, Shed()).old_at(1000) == math.inf
 
 
 # --- what is uvicorn's own affair -------------------------------------------------------------------------------------
