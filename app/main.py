@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from app import __version__
+from app import __version__, grpc
 from app.errors import ConfigError
 from app.http.app import build_app
-from app.http.routes import LABELS
+from app.http.routes import HOOKS, LABELS
 from app.http.server import Server, listen
 from app.jobs import require_library
 from app.lifecycle import Lifecycle, OnFatal, exit_process, or_exit
@@ -19,6 +19,7 @@ from app.telemetry.gpu import GpuSampler
 from app.telemetry.metrics import Metrics, MetricsSource, QueueMetrics
 
 if TYPE_CHECKING:
+    from app.grpc.server import GrpcServer
     from app.jobs.queue import JobQueue
 
 
@@ -28,7 +29,9 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
     settings: from the environment if None. on_fatal: called when the model does not pass the gate.
     """
     settings = settings or or_exit(read_settings)
-    metrics = Metrics(LABELS)
+    if settings.grpc_port:
+        or_exit(grpc.require, settings)
+    metrics = Metrics((*LABELS, grpc.LABEL) if settings.grpc_port else LABELS)
     logging.configure(settings.log_level, settings.log_format, metrics.log_lines_dropped)
     lifecycle = Lifecycle(settings, metrics, on_fatal)
     has_model = settings.role == "server"
@@ -43,8 +46,11 @@ def create_app(settings: Settings | None = None, on_fatal: OnFatal = exit_proces
         if has_model:
             lifecycle.load(lifecycle.announce)
         gpu = GpuSampler.start(metrics.registry) if has_model and settings.provider != "cpu" else None
+        grpc_server = await serve_grpc(settings, lifecycle, metrics) if settings.grpc_port else None
         async with lifecycle.jobs.watched(queue_metrics, lifecycle.heard) if queue_metrics else nullcontext():
             yield
+        if grpc_server is not None:
+            await grpc_server.stop()
         lifecycle.close()
         if gpu is not None:
             gpu.stop()
@@ -62,9 +68,22 @@ def open_queue(settings: Settings) -> "JobQueue":
     return JobQueue(settings)
 
 
+async def serve_grpc(settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> "GrpcServer":
+    """Serves gRPC beside HTTP; ends the process if its port cannot be had."""
+    from app.grpc.server import GrpcServer
+
+    try:
+        return await GrpcServer.start(settings, lifecycle, metrics, HOOKS)
+    except ConfigError as error:
+        exit_process(error)
+        raise
+
+
 def main() -> None:
     """`python -m app`: serves until SIGTERM or SIGINT."""
     settings = or_exit(read_settings)
+    if settings.grpc_port:
+        or_exit(grpc.require, settings)
     if settings.http_processes > 1 and not settings.takes_jobs:
         from app.multiprocess.engine import serve_with_http_processes
 

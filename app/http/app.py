@@ -16,10 +16,10 @@ from app.errors import ConfigError, RequestError
 from app.http.middleware import InferenceMiddleware
 from app.http.openapi import document, path_parameters
 from app.http.refusals import Refusals
-from app.http.request_log import RequestLog
 from app.http.response import error_response
 from app.http.routes import Route, rows_of
 from app.lifecycle import Lifecycle, exit_process
+from app.request_log import RequestLog
 from app.settings import Settings
 from app.telemetry.metrics import MetricsSource
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from app.errors import Unavailable
 from app.http.request import request_id_of
-from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import HOOKS, find_inference_route
 from app.lifecycle import Lifecycle
 from app.predictor import Usage
+from app.request_log import RequestLog
 from app.telemetry.metrics import Metrics
 
 
