@@ -176,7 +176,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra grpc --extra queue --extra scoring --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
 	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.

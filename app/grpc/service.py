@@ -35,6 +35,8 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ["classification"]
 # Beyond that, reading a request or making an answer may take longer than a thread does to start.
 QUICK_BYTES = 32768
+# A client's deadline began a little before the server heard of it.
+EARLY_SECONDS = 0.05
 Hook = Callable[[HTTPConnection], Awaitable[None]]
 
 
@@ -148,7 +150,7 @@ class InferenceService:
 
     def _why_cancelled(self, call: Call) -> RequestError:
         """gRPC says only that a call is over: its client has left, its deadline has passed, or the server stops."""
-        if time.monotonic() >= call.deadline:
+        if time.monotonic() >= call.deadline - EARLY_SECONDS:
             return DeadlineExceeded("not answered before its deadline")
         if self._lifecycle.refusing:
             return Unavailable("not answered before the server stopped", "draining")
