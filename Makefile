@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock stubs artifact-cuda \
 	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
@@ -184,11 +184,16 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
 	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
-	@# With the server's own pins, since both go into one image.
-	$(EXTRA) grpc | $(BIN)/$(LOCK) --constraint docker/requirements-cpu.txt - -o docker/requirements-grpc.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
+	@# With the pins of what it shares an image with.
+	$(EXTRA) grpc | $(BIN)/$(LOCK) --constraint docker/requirements-cpu.txt --constraint docker/requirements-scoring.txt \
+		- -o docker/requirements-grpc.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
+
+PROTO := app/grpc/protocol/open_inference.proto
+stubs: $(VENV)/dev ## Python of the gRPC protocol's definition, app/grpc/protocol
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(PROTO)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

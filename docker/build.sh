@@ -4,7 +4,7 @@
 # ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
 # BUILD_FLAGS  further flags for the builder, such as --network=host or --build-arg BASE=...
-# EXTRAS       extras of pyproject.toml that the image has beyond queue, which every server's has: scoring
+# EXTRAS       extras of pyproject.toml that the image has beyond queue, which every server's has: grpc, scoring
 # PYTHON       reads the version, the model's manifest and pip's configuration; standard library and pip only
 # DRY_RUN      not empty: prints the builder's command in place of running it
 set -eu

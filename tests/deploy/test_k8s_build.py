@@ -69,6 +69,26 @@ METADATA = strict({"name": TEXT, "namespace": TEXT, "labels": LABELS}, ["name"])
 SECONDS: Object = {"type": "integer", "minimum": 1}
 # A Pod template is checked as Kubernetes' own: see `check`.
 RAY_GROUP: Object = {"rayStartParams": {"type": "object", "additionalProperties": TEXT}, "template": {"type": "object"}}
+
+
+def route(match: Object, backend: Object) -> Object:
+    """The schema of a route of the Gateway API."""
+    rule = strict({"matches": several(match), "backendRefs": several(backend)})
+    return strict(
+        {
+            "apiVersion": {"const": "gateway.networking.k8s.io/v1"},
+            "kind": {},
+            "metadata": METADATA,
+            "spec": strict({"parentRefs": several(strict({"name": TEXT, "namespace": TEXT})), "rules": several(rule)}),
+        }
+    )
+
+
+PATH = strict(
+    {"type": {"enum": ["Exact", "PathPrefix", "RegularExpression"]}, "value": {"type": "string", "pattern": "^/"}}
+)
+BACKEND: Object = {"name": TEXT, "port": {"type": "integer", "minimum": 1, "maximum": 65535}}
+WEIGHT: Object = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
 # From the references of gateway.networking.k8s.io/v1, autoscaling.k8s.io/v1 and ray.io/v1: no CRD packaged for Python.
 SCHEMAS: dict[str, Object] = {
     "RayJob": strict(
@@ -101,45 +121,8 @@ SCHEMAS: dict[str, Object] = {
             ),
         }
     ),
-    "HTTPRoute": strict(
-        {
-            "apiVersion": {"const": "gateway.networking.k8s.io/v1"},
-            "kind": {},
-            "metadata": METADATA,
-            "spec": strict(
-                {
-                    "parentRefs": several(strict({"name": TEXT, "namespace": TEXT})),
-                    "rules": several(
-                        strict(
-                            {
-                                "matches": several(
-                                    strict(
-                                        {
-                                            "path": strict(
-                                                {
-                                                    "type": {"enum": ["Exact", "PathPrefix", "RegularExpression"]},
-                                                    "value": {"type": "string", "pattern": "^/"},
-                                                }
-                                            )
-                                        }
-                                    )
-                                ),
-                                "backendRefs": several(
-                                    strict(
-                                        {
-                                            "name": TEXT,
-                                            "port": {"type": "integer", "minimum": 1, "maximum": 65535},
-                                            "weight": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
-                                        }
-                                    )
-                                ),
-                            }
-                        )
-                    ),
-                }
-            ),
-        }
-    ),
+    "HTTPRoute": route(strict({"path": PATH}), strict({**BACKEND, "weight": WEIGHT})),
+    "GRPCRoute": route(strict({"method": strict({"service": TEXT})}), strict(BACKEND)),
     "VerticalPodAutoscaler": strict(
         {
             "apiVersion": {"const": "autoscaling.k8s.io/v1"},
@@ -236,7 +219,7 @@ def test_the_priority_classes_build_and_are_valid_for_every_supported_version() 
 def custom(kind: str) -> Object:
     """One of this kind."""
     builds = (
-        Variation("base", ("queue", "canary", "autoscale-keda", "vpa-recommend", "monitoring"), workers=True),
+        Variation("base", ("queue", "canary", "grpc", "autoscale-keda", "vpa-recommend", "monitoring"), workers=True),
         Variation("jobs/batch-ray"),
         Variation("jobs/train-distributed"),
     )
