@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock stubs artifact-cuda \
-	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
+.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock stubs \
+	artifact-cuda image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
