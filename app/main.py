@@ -1,5 +1,6 @@
 """Wires the service: `python -m app` serves; `create_app(settings)` builds the application for any ASGI server."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -70,6 +71,8 @@ def open_queue(settings: Settings) -> "JobQueue":
 
 async def serve_grpc(settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> "GrpcServer":
     """Serves gRPC beside HTTP; ends the process if its port cannot be had."""
+    # Its core writes to standard error by itself, which has the one line that says why the process ended.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from app.grpc.server import GrpcServer
 
     try:
