@@ -4,6 +4,7 @@ Sources: the comments of protocol/open_inference.proto, and Triton's parameters 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any, TypeVar, cast
 
@@ -11,10 +12,10 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from app.artifact.datatypes import DATATYPES, Array, Tensors, datatype_of
-from app.errors import BadRequest
+from app.errors import BadRequest, Invalid
 from app.grpc.protocol.open_inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
 from app.oip.outputs import Room, chosen, classified, raw_of
-from app.oip.tensors import DeclaredInputs, array_from_raw
+from app.oip.tensors import MAX_TENSORS, DeclaredInputs, array_from_raw
 
 # The field of typed contents; FP16 has none.
 CONTENTS = {
@@ -31,6 +32,10 @@ CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+# Of protobuf's encoding: kinds of fields, and the keys of `inputs` and `outputs`.
+VARINT, FIXED64, LENGTH = 0, 1, 2
+TENSORS = (5 << 3 | LENGTH, 6 << 3 | LENGTH)
+SMALL_BYTES, MAX_PARTS = 32768, 16384
 # Of a negative number, the most that any takes.
 WIDEST_BYTES = 10
 # Elements converted at a time: a longer list would hold every other thread.
@@ -59,11 +64,48 @@ def number(parameters: Parameters, name: str) -> int:
     return int(value)
 
 
+def require_few_parts(raw: bytes) -> None:
+    """Raises Invalid for a ModelInferRequest of more fields, those of its tensors included, than any needs: two bytes
+    may be a tensor, which takes a hundred in memory. Broken bytes are left to the parser."""
+    if len(raw) < SMALL_BYTES:
+        return
+    parts, pending = 0, [(0, len(raw), True)]
+    with suppress(IndexError):  # it ends too early, or has a number that is none
+        while pending:
+            at, end, whole = pending.pop()
+            while at < end:
+                parts += 1
+                if parts > MAX_PARTS:
+                    raise Invalid(f"message: expected at most {MAX_PARTS} fields")
+                key, at = _varint(raw, at)
+                size, at = _varint(raw, at) if key & 7 in (VARINT, LENGTH) else (8 if key & 7 == FIXED64 else 4, at)
+                if key & 7 == VARINT:
+                    continue
+                if whole and key in TENSORS:
+                    pending.append((at, min(at + size, end), False))
+                at += size
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """The number there, and where it ends. Raises IndexError for one that does not end in time."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise IndexError
+
+
 def decode_request(raw: bytes) -> tuple[ModelInferRequest, Tensors]:
     """The request and its inputs. Raises BadRequest naming the input whose data do not fit its shape and datatype, and
     as DeclaredInputs."""
+    require_few_parts(raw)
     request = parse(ModelInferRequest, raw)
-    names = [[spec.name for spec in specs] for specs in (request.inputs, request.outputs)]
+    # One more than there may be is enough to refuse them: millions fit into a message.
+    some = (request.inputs[: MAX_TENSORS + 1], request.outputs[: MAX_TENSORS + 1])
+    names = [[spec.name for spec in specs] for specs in some]
     declared = DeclaredInputs(request.id, *names)
     blobs = request.raw_input_contents
     if blobs and len(blobs) != len(request.inputs):

@@ -148,6 +148,28 @@ def test_more_texts_than_one_request_may_have_are_refused_before_they_are_read(c
         decode_request(ModelInferRequest(inputs=[many], raw_input_contents=blobs).SerializeToString())
 
 
+@pytest.mark.parametrize("part", [b"\x2a\x00", b"\x32\x00", b"\x22\x00", b"\x3a\x00", b"\x08\x01", b"\x0d\0\0\0\0"])
+def test_a_message_of_more_parts_than_any_needs_is_refused_before_they_are_made(part, monkeypatch):
+    monkeypatch.setattr("app.grpc.codec.parse", lambda *_: pytest.fail("it was parsed"))
+    inside = part * 20_000
+    length = bytes([len(inside) & 127 | 128, len(inside) >> 7 & 127 | 128, len(inside) >> 14])
+    for raw in (inside, b"\x2a" + length + inside, b"\x32" + length + inside):
+        with pytest.raises(Invalid, match="at most 16384 fields"):
+            decode_request(raw)
+
+
+def test_a_large_message_of_few_parts_is_read_and_one_that_is_cut_is_left_to_the_parser():
+    array = np.arange(100_000, dtype=np.int64).reshape(-1, 2)
+    for typed in (True, False):
+        whole = asking("INT64", array, typed=typed).SerializeToString()
+        np.testing.assert_array_equal(decode_request(whole)[1]["x"], array)
+        for cut in (len(whole) - 1, 40_000):
+            with pytest.raises(BadRequest, match="ModelInferRequest"):
+                decode_request(whole[:cut])
+    with pytest.raises(BadRequest, match="ModelInferRequest"):
+        decode_request(b"\xff" * (4 << 20))
+
+
 @settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_request_is_read_or_refused(data):
