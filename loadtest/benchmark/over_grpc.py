@@ -70,7 +70,11 @@ async def load(running: Running, port: int, request: bytes, clients: int, second
 
 def main() -> None:
     """Prints medians of ROUNDS turns."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmark.over_grpc", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.benchmark.over_grpc",
+        description=__doc__,
+        epilog="example: python -m loadtest.benchmark.over_grpc --clients 64",
+    )
     parser.add_argument("--clients", type=int, default=16, help="each sends its next request when the last is answered")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
     args = parser.parse_args()
