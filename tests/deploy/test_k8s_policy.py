@@ -204,7 +204,7 @@ def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> No
     for policy in of_kind(objects, "NetworkPolicy"):
         for behind in selected(policy["spec"]["podSelector"]["matchLabels"], objects):
             for rule in policy["spec"].get("ingress", []):
-                assert [port["port"] for port in rule["ports"]] == list(listening[behind].values())
+                assert [port["port"] for port in rule["ports"]] == sorted(listening[behind].values())
     for monitor in of_kind(objects, "PodMonitor"):
         assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["http"]
     for route in of_kind(objects, "HTTPRoute"):
