@@ -6,9 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
-	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model base-digests release \
-	test-page image-tools image-test clean
+.PHONY: help run test test-ray test-train test-page check soak fuzz bench load profile gpu-check lint format rename lock stubs \
+	artifact-cuda image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model base-digests release \
+	image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -190,7 +190,7 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(PIP) install pip-tools
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu -o docker/requirements-cpu.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra gpu -o docker/requirements-gpu.txt
-	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra queue --extra scoring --extra tracing --extra dev -o docker/requirements-dev.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra fetch --extra grpc --extra queue --extra scoring --extra tracing --extra dev -o docker/requirements-dev.txt
 	$(EXTRA) fetch | $(BIN)/$(LOCK) - -o docker/requirements-fetch.txt
 	$(EXTRA) image | $(BIN)/$(LOCK) - -o docker/requirements-image.txt
 	@# Of the CPU build, whose dependencies are those of any: CUDA's has its libraries beside, each pinned by PyTorch.
@@ -200,9 +200,16 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) tracing | $(BIN)/$(LOCK) - -o docker/requirements-tracing.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
+	@# With the pins of what it shares an image with.
+	$(EXTRA) grpc | $(BIN)/$(LOCK) --constraint docker/requirements-cpu.txt --constraint docker/requirements-scoring.txt \
+		- -o docker/requirements-grpc.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 	$(EXTRA) page | $(BIN)/$(LOCK) --constraint docker/requirements-dev.txt - -o docker/requirements-page.txt
+
+PROTO := app/grpc/protocol/open_inference.proto
+stubs: $(VENV)/dev ## Python of the gRPC protocol's definition, app/grpc/protocol
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(PROTO)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -61,7 +61,8 @@ def or_exit(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 class Lifecycle:
     """predictor: what answers, from when the model has passed every check. jobs: the queue of jobs, where the settings
     name one. tracing: where an endpoint for traces is set. refusing: whether new requests are refused because the
-    service ends. in_flight: inference requests that are not answered yet, and jobs that a worker has."""
+    service ends. in_flight: inference requests that are not answered yet, and jobs that a worker has. on_change: called
+    on the event loop when it becomes ready, drains, or refuses."""
 
     jobs: "JobQueue"
     tracing: Tracing | None = None
@@ -72,6 +73,7 @@ class Lifecycle:
         self.refusing = False
         self.draining = False
         self.in_flight = 0
+        self.on_change: list[Callable[[], None]] = []
         self._settings = settings
         self._metrics = metrics
         self._on_fatal = on_fatal
@@ -166,6 +168,7 @@ class Lifecycle:
         """Answers with `predictor` from now on."""
         self.predictor = predictor
         self.enter("ready")
+        self._tell()
 
     def announce(self, predictor: Predictor) -> None:
         """Serves, and says so in the log and the metrics."""
@@ -208,11 +211,16 @@ class Lifecycle:
         """Not ready from now on, but whoever comes all the same is answered."""
         self.draining = True
         self._metrics.ready.set(0)
+        self._tell()
 
     def refuse(self) -> None:
         """Refuses new requests from now on; accepted ones go on."""
-        self.drain()
         self.refusing = True
+        self.drain()
+
+    def _tell(self) -> None:
+        for listener in self.on_change:
+            listener()
 
     def close(self) -> None:
         """Ends the runners; whatever still waits fails with Unavailable. Sends the traces that are left."""

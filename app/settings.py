@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - a container serves its Pod's address
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     page: bool = Field(True, description="the page at / and its /state; /docs stays")
+    grpc_port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0: none")
+    grpc_max_connection_age_seconds: float = Field(
+        10, ge=1, le=86400, description="then a gRPC client connects anew, and may reach another replica"
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = Field(
         "info", description="debug, info, warning or error"
     )

@@ -41,6 +41,7 @@ LAST = ("argo-rollouts",)
 # Those that need another.
 NEEDS = {"canary": ("gateway",), "argo-rollouts": ("gateway",)}
 ADDITIONS = (
+    "grpc",
     "queue",
     "queue-local",
     "vpa-recommend",

@@ -18,10 +18,10 @@ from app.errors import ConfigError, RequestError
 from app.http.middleware import InferenceMiddleware
 from app.http.openapi import document, path_parameters
 from app.http.refusals import Refusals
-from app.http.request_log import RequestLog
 from app.http.response import error_response
 from app.http.routes import Route, rows_of
 from app.lifecycle import Lifecycle, exit_process, or_exit
+from app.request_log import RequestLog
 from app.settings import Settings
 from app.telemetry.metrics import ClientMetrics, MetricsSource
 
@@ -72,6 +72,7 @@ def build_app(
         allow_origins(app, settings.cors_origins)
     app.state.lifecycle, app.state.metrics_source = lifecycle, metrics_source
     app.state.rows = rows
+    app.state.request_log, app.state.keys = log, keys
     app.state.refusals = Refusals(lifecycle, metrics, log, keys)
     for route in rows:
         if route.label:

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access import ApiKeys
 from app.errors import RequestError, Unavailable
 from app.http.request import InferenceRequest, RequestLimits, request_id_of
-from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import ADMIN_PATHS, EXEMPT_PATHS, HOOKS, Route, find_inference_route
 from app.lifecycle import Lifecycle
+from app.request_log import RequestLog
 from app.settings import Settings
 from app.telemetry.logging import logger, stack_of
 from app.telemetry.metrics import Metrics

@@ -9,10 +9,10 @@ from typing import Any
 from app.access import ApiKeys
 from app.errors import Unauthorized, Unavailable
 from app.http.request import request_id_of
-from app.http.request_log import RequestLog
 from app.http.response import Response, error_response
 from app.http.routes import HOOKS, find_inference_route
 from app.lifecycle import Lifecycle
+from app.request_log import RequestLog
 from app.telemetry.metrics import Metrics
 
 

@@ -4,8 +4,6 @@ Never looks into a body.
 """
 
 import asyncio
-import random
-import re
 import time
 import zlib
 from collections.abc import Awaitable
@@ -24,12 +22,14 @@ from app.errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from app.oip.outputs import MAX_ANSWER
+from app.oip.tensors import MAX_STRINGS
 from app.predictor import Predictor, Usage
+from app.request_log import request_id
 
 if TYPE_CHECKING:
     from app.jobs.queue import JobQueue
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Bodies being received at once, in units of the largest one allowed: bounds memory whatever clients send.
 MAX_BODIES = 32
 # Where in a scope's extensions our own server puts the connection, whose `on_lost` is called when the client leaves.
@@ -37,10 +37,6 @@ MAX_BODIES = 32
 CONNECTION = "app.connection"
 # zlib's window: none, gzip, and what HTTP calls deflate (with zlib's header).
 ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
-# Of the answer to the largest body allowed, in units of that body. An answer is in memory until the client has read it.
-MAX_ANSWER = 4
-# In the JSON of one body, and so of objects, which have names: each costs far more than its bytes.
-MAX_STRINGS = 32768
 T = TypeVar("T")
 
 
@@ -63,9 +59,7 @@ def decode_json(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
     """The client's `X-Request-ID` if it is short and plain, else a new one."""
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
-    # Not a secret: a pseudo-random number names a request as well, without a system call.
-    return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    return request_id(headers.get(b"x-request-id", b"").decode("latin-1"))
 
 
 class RequestLimits:

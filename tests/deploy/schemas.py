@@ -291,6 +291,28 @@ SCHEMAS: dict[str, Object] = {
             ),
         }
     ),
+    "GRPCRoute": strict(
+        {
+            "apiVersion": {"const": "gateway.networking.k8s.io/v1"},
+            "kind": {},
+            "metadata": METADATA,
+            "spec": strict(
+                {
+                    "parentRefs": several(strict({"name": TEXT, "namespace": TEXT, "sectionName": TEXT}, ["name"])),
+                    "rules": several(
+                        strict(
+                            {
+                                "matches": several(strict({"method": strict({"service": TEXT})})),
+                                "backendRefs": several(
+                                    strict({"name": TEXT, "port": {"type": "integer", "minimum": 1, "maximum": 65535}})
+                                ),
+                            }
+                        )
+                    ),
+                }
+            ),
+        }
+    ),
     "VerticalPodAutoscaler": strict(
         {
             "apiVersion": {"const": "autoscaling.k8s.io/v1"},

@@ -121,7 +121,9 @@ def custom(kind: str) -> Object:
     """One of this kind."""
     builds = (
         Variation(
-            "base", ("queue", "gateway", "canary", "autoscale-keda", "vpa-recommend", "monitoring"), workers=True
+            "base",
+            ("queue", "gateway", "canary", "grpc", "autoscale-keda", "vpa-recommend", "monitoring"),
+            workers=True,
         ),
         Variation("base", ("gateway", "argo-rollouts")),
         Variation("gateway"),

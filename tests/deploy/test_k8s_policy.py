@@ -198,7 +198,9 @@ def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> No
     objects = variation.objects()
     for deployment in of_this_image(objects):
         server = server_of(deployment)
-        assert ports(deployment) == {"http": 8000}
+        has_grpc = "grpc" in variation.components and deployment in servers(objects)
+        assert ports(deployment) == ({"http": 8000, "grpc": 8001} if has_grpc else {"http": 8000})
+        assert environment(server, objects).get("APP_GRPC_PORT") == ("8001" if has_grpc else None)
         assert environment(server, objects)["APP_PORT"] == "8000"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert server[probe]["httpGet"]["port"] == "http"
@@ -209,11 +211,18 @@ def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> No
     for policy in of_kind(objects, "NetworkPolicy"):
         for behind in selected(policy["spec"]["podSelector"]["matchLabels"], objects):
             for rule in policy["spec"].get("ingress", []):
-                assert [port["port"] for port in rule["ports"]] == list(listening[behind].values())
+                assert [port["port"] for port in rule["ports"]] == sorted(listening[behind].values())
     for monitor in of_kind(objects, "PodMonitor"):
         assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["http"]
     for route in of_kind(objects, "HTTPRoute"):
         assert {backend["port"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]} == {8000}
+    for route in of_kind(objects, "GRPCRoute"):
+        (backend,) = route["spec"]["rules"][0]["backendRefs"]
+        (service,) = [each for each in of_kind(objects, "Service") if name_of(each) == backend["name"]]
+        assert {port["port"]: port.get("appProtocol") for port in service["spec"]["ports"]} == {
+            8000: "http",
+            backend["port"]: "kubernetes.io/h2c",
+        }
 
 
 @each_build
@@ -361,6 +370,9 @@ def test_a_pod_has_the_time_to_leave_without_losing_a_request(variation: Variati
         timeout = float(settings["APP_REQUEST_TIMEOUT_MS"]) / 1000
         assert sleep >= ENDPOINT_SECONDS
         assert drain > timeout
+        if "APP_GRPC_PORT" in settings:  # its clients have connected elsewhere by then; gRPC varies the age by a tenth
+            age = 1.1 * float(settings["APP_GRPC_MAX_CONNECTION_AGE_SECONDS"])
+            assert age < sleep + float(settings["APP_DRAIN_DELAY_SECONDS"])
         assert grace > sleep + drain + SHUTDOWN_SECONDS
 
 

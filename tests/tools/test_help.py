@@ -22,6 +22,7 @@ COMMANDS = (
     "loadtest.benchmark.budget",
     "loadtest.benchmark.ceiling",
     "loadtest.benchmark.gpu_check",
+    "loadtest.benchmark.over_grpc",
 )
 
 

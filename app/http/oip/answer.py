@@ -1,6 +1,6 @@
 """Tensors → Open Inference Protocol v2 answers, JSON and the binary tensor extension. Knows no model and no HTTP.
 
-Sources: the protocol's "Inference Response" object, Triton's binary tensor data and classification extensions.
+Sources: the protocol's "Inference Response" object, and Triton's binary tensor data extension.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import numpy as np
 from msgspec import UNSET, Raw, Struct
 
 from app.artifact.datatypes import DATATYPES, Array, Tensors, datatype_of
-from app.errors import BadRequest, Invalid, RunFailed
+from app.errors import RunFailed
 from app.http.oip.codec import InferRequest, RequestedOutput
-from app.http.request import MAX_STRINGS
+from app.oip.outputs import Room, chosen, raw_of
 
 # Elements made into text at a time: longer lists would take memory, and hold every other thread.
 PIECE_ELEMENTS = 1024
@@ -46,22 +46,6 @@ class InferResponse(Struct, omit_defaults=True):
     id: str = ""
 
 
-class _Room:
-    """What is left of the bytes that an answer may have."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most = self._left = most_bytes
-
-    def take(self, size_bytes: int) -> None:
-        """Raises Invalid if that is more than there is."""
-        self._left -= size_bytes
-        if self._left < 0:
-            raise Invalid(
-                f"outputs: expected an answer of at most {self._most} bytes: ask for fewer rows or outputs, or for "
-                "binary ones (`binary_data`)"
-            )
-
-
 def encode_response(
     request: InferRequest, model_name: str, model_version: str, outputs: Tensors, most_bytes: int
 ) -> tuple[bytes, int | None]:
@@ -70,29 +54,25 @@ def encode_response(
     Honours the outputs asked for, in their order, each as JSON or binary. Raises BadRequest for an unknown one, Invalid
     for more than `most_bytes`, before they are made; RunFailed for numbers that JSON has no words for.
     """
-    chosen = []
-    room = _Room(most_bytes)
+    wanted = []
+    room = Room(most_bytes)
     for index, want in enumerate(request.outputs or map(RequestedOutput, outputs)):
-        where = f"outputs[{index}]"
-        if want.name not in outputs:
-            raise BadRequest(f"{where}: unknown output; this model has {', '.join(outputs)}")
-        if want.parameters.shared_memory_region is not UNSET:
-            raise BadRequest(f"{where}: parameter shared_memory_region is not supported")
-        array, binary = outputs[want.name], want.parameters.binary_data
+        shared_memory = want.parameters.shared_memory_region is not UNSET
+        array, binary = chosen(outputs, index, want.name, shared_memory=shared_memory), want.parameters.binary_data
         binary = request.parameters.binary_data_output if binary is None else binary
         datatype = datatype_of(array)
         # Texts are counted when they are at hand.
         if datatype != "BYTES":
             room.take(array.nbytes if binary else array.size * WIDEST[datatype])
-        chosen.append((OutputTensor(want.name, datatype, list(array.shape)), array, binary))
+        wanted.append((OutputTensor(want.name, datatype, list(array.shape)), array, binary))
     blobs: list[Any] = []
-    for tensor, array, binary in chosen:
+    for tensor, array, binary in wanted:
         if binary:
-            blobs.append(_to_binary(array, room))
+            blobs.append(raw_of(array, room))
             tensor.parameters = {"binary_data_size": len(blobs[-1])}
         else:
             tensor.data = _to_json(array, room)
-    tensors = [tensor for tensor, _, _ in chosen]
+    tensors = [tensor for tensor, _, _ in wanted]
     header = msgspec.json.encode(InferResponse(model_name, model_version, tensors, request.id))
     if b"null" in header:  # a number that is none, or a text
         _require_finite(tensors, outputs)
@@ -110,7 +90,7 @@ def _require_finite(tensors: Sequence[OutputTensor], outputs: Tensors) -> None:
             )
 
 
-def _to_json(array: Array, room: _Room) -> list[Any]:
+def _to_json(array: Array, room: Room) -> list[Any]:
     flat = array.ravel()
     pieces = []
     for start in range(0, flat.size, PIECE_ELEMENTS):
@@ -122,36 +102,3 @@ def _to_json(array: Array, room: _Room) -> list[Any]:
         pieces.append(msgspec.json.encode(values)[1:-1])
     # The encoder writes it as it is.
     return cast("list[Any]", Raw(b"[%b]" % b",".join(pieces)))
-
-
-def _to_binary(array: Array, room: _Room) -> Array | bytearray:
-    if array.dtype.kind not in "OUS":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).ravel().view(np.uint8)
-    raw = bytearray()
-    for item in array.ravel():
-        element = item if isinstance(item, bytes) else str(item).encode()
-        room.take(4 + len(element))
-        raw += len(element).to_bytes(4, "little")
-        raw += element
-    return raw
-
-
-def classified(array: Array, count: int, labels: Sequence[str], *, rows: bool) -> Array:
-    """The `count` largest values of each row as texts `value:index:label`, largest first: BYTES [rows, count], or
-    BYTES [count] of an array whose first axis is not `rows`. The label is left out unless there is one for each value.
-
-    Raises BadRequest for an output that is no numbers, Invalid for more than MAX_STRINGS texts.
-    """
-    if array.dtype.kind not in "iuf":
-        raise BadRequest(f"outputs: classification: expected an output of numbers, found {datatype_of(array)}")
-    table = array.reshape(len(array) if rows else 1, -1)
-    count = min(count, table.shape[1])
-    if count * len(table) > MAX_STRINGS:
-        raise Invalid(f"outputs: classification: expected at most {MAX_STRINGS} classes in one answer")
-    shown = "{:f}" if array.dtype.kind == "f" else "{}"
-    names = [f":{label}" for label in labels] if len(labels) == table.shape[1] else [""] * table.shape[1]
-    best = np.argsort(table, axis=1, kind="stable")[:, ::-1][:, :count]
-    found = np.empty(best.shape, np.object_)
-    for place, index in np.ndenumerate(best):
-        found[place] = f"{shown.format(table[place[0], index])}:{index}{names[index]}"
-    return found if rows else found[0]

@@ -14,11 +14,12 @@ from app import NAME, __version__
 from app.artifact.datatypes import Tensors
 from app.artifact.manifest import TensorSpec
 from app.errors import BadRequest, BodyTimeout, BodyTooLarge
-from app.http.oip.answer import classified, encode_response
+from app.http.oip.answer import encode_response
 from app.http.oip.codec import InferRequest, decode_tensors, split_body
 from app.http.request import InferenceRequest, decode_json
 from app.http.response import Response as InferenceResponse
 from app.lifecycle import Lifecycle
+from app.oip.outputs import classified
 from app.predictor import aside
 from app.runtime.session import Model
 from app.telemetry.metrics import Statistics

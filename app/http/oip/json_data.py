@@ -9,7 +9,7 @@ import numpy as np
 
 from app.artifact.datatypes import DATATYPES, Array
 from app.errors import BadRequest
-from app.http.request import MAX_STRINGS
+from app.oip.tensors import MAX_STRINGS
 
 # Numbers are parsed so much at a time: a parser holds every other thread, and some numbers take 10 microseconds.
 PIECE_BYTES = 1024

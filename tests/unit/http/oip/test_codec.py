@@ -17,7 +17,8 @@ from app.errors import BadRequest, Invalid, RequestError
 from app.http.oip.answer import encode_response
 from app.http.oip.codec import InferRequest, RequestParameters, decode_tensors, split_body
 from app.http.oip.json_data import PIECE_BYTES
-from app.http.request import MAX_STRINGS, decode_json
+from app.http.request import decode_json
+from app.oip.tensors import MAX_STRINGS
 
 DECODER = msgspec.json.Decoder(InferRequest)
 PLENTY = 1 << 30
