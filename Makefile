@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+.PHONY: help run test test-ray test-sign test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
 	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
@@ -32,6 +32,12 @@ $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	@touch $@
 
+# The official tool of OpenSSF Model Signing brings all of Sigstore, so it is beside everything else too.
+.venv-sign/ready: docker/requirements-sign-test.txt
+	$(PYTHON) -m venv .venv-sign
+	.venv-sign/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	@touch $@
+
 # PyTorch, which no lock has: the CPU build where pip finds one of this version, else CUDA's, which is gigabytes.
 TORCH ?= torch==2.13.0
 TRAIN := .venv-train
@@ -53,17 +59,21 @@ test: $(VENV)/dev ## install what the tests need, then run the whole suite
 test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes, in an environment of its own
 	.venv-ray/bin/python -m pytest tests/ray $(ARGS)
 
+test-sign: .venv-sign/ready ## signatures: the official tool takes ours, and we take its (in an environment of its own)
+	.venv-sign/bin/python -m pytest tests/sign $(ARGS)
+
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
 test-train: $(TRAIN)/train ## training: killed, resumed, on two processes, tracked, published (in .venv-train, with PyTorch)
 	$(TRAIN)/bin/python -m pytest -n 2 --dist loadfile tests/train $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring, 10,000 jobs
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring, 10,000 jobs, 500 corruptions
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_scoring.py -k killed --scoring-kills 50 $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_jobs.py -k killed --jobs 10000 $(ARGS)
+	$(BIN)/python -m pytest tests/unit/artifact/test_signature.py -k corrupted --corruptions 500 $(ARGS)
 
 # For all targets of tests/fuzz together.
 FUZZ_SECONDS ?= 60
@@ -184,9 +194,11 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
 	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
+	$(EXTRA) sign | $(BIN)/$(LOCK) - -o docker/requirements-sign.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra queue --extra sign --extra sign-test -o docker/requirements-sign-test.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-sign $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@
 # ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
 # BUILD_FLAGS  further flags for the builder, such as --network=host or --build-arg BASE=...
-# EXTRAS       extras of pyproject.toml that the image has beyond queue, which every server's has: scoring
+# EXTRAS       extras of pyproject.toml that the image has beyond queue and sign, which every server's has: scoring
 # PYTHON       reads the version, the model's manifest and pip's configuration; standard library and pip only
 # DRY_RUN      not empty: prints the builder's command in place of running it
 set -eu
@@ -48,7 +48,7 @@ if [ -n "$served" ]; then
         --build-arg MODEL_NAME="$(field name)" --build-arg MODEL_VERSION="$(field version)" \
         --build-arg MODEL_DIGEST="$(sha256sum "$artifact/manifest.json" | cut -d ' ' -f 1)"
     [ "$(field task)" != image-classification ] || EXTRAS="${EXTRAS:-} image"
-    set -- "$@" --build-arg EXTRAS="queue ${EXTRAS:-}"
+    set -- "$@" --build-arg EXTRAS="queue sign ${EXTRAS:-}"
     precision=$(field precision)
     case $kind-$precision in
         gpu-fp16 | gpu-bf16 | cpu-*) ;;

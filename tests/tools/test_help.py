@@ -12,6 +12,7 @@ from tests.process import ROOT
 COMMANDS = (
     "model.package",
     "model.verify",
+    "model.sign",
     "model.compare",
     "model.fetch",
     "model.release",
