@@ -32,10 +32,11 @@ $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	@touch $@
 
-# The official tool of OpenSSF Model Signing brings all of Sigstore, so it is beside everything else too.
+# The official tool of OpenSSF Model Signing brings all of Sigstore, so it is beside everything else too. --no-deps: the lock
+# has all, and pip would not take its pydantic for the one with an extra that Sigstore asks for.
 .venv-sign/ready: docker/requirements-sign-test.txt
 	$(PYTHON) -m venv .venv-sign
-	.venv-sign/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	.venv-sign/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
 	@touch $@
 
 # PyTorch, which no lock has: the CPU build where pip finds one of this version, else CUDA's, which is gigabytes.

@@ -28,7 +28,7 @@ HARDWARE = ("", "gpu", "gpu-shared", "gpu-dra")
 AUTOSCALERS = ("", "autoscale-inflight", "autoscale-keda")
 ARTIFACTS = ("", "model-pvc", "model-fetch", "model-image-volume")
 CANARY = ("", "canary")
-ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority")
+ADDITIONS = ("queue", "queue-local", "vpa-recommend", "monitoring", "guardrails", "priority", "model-signature")
 # Of k8s/worker, which the others do not need, and of the Jobs.
 FOR_WORKERS = ("worker-hpa",)
 FOR_JOBS = ("kueue",)
@@ -149,7 +149,7 @@ COMBINED = list(_combinations())
 RENAMED = [replace(each, renamed=True) for each in (*SINGLE, *WITH_WORKERS[:2], *COMBINED[-8:])]
 VARIATIONS = [*SINGLE, *WITH_WORKERS, *ON_OVERLAYS, *COMBINED, *RENAMED]
 # What ends: not beside the service, but in its namespace.
-FINITE = [Variation(f"jobs/{name}", components) for name in JOBS for components in ((), FOR_JOBS)]
+FINITE = [Variation(f"jobs/{name}", components) for name in JOBS for components in ((), (*FOR_JOBS, "model-signature"))]
 
 each_variation = pytest.mark.parametrize("variation", VARIATIONS, ids=str)
 each_job = pytest.mark.parametrize("variation", FINITE, ids=str)
