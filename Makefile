@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-sign test-train check soak fuzz bench load profile gpu-check lint format rename lock artifact-cuda \
+.PHONY: help run test test-ray test-sign test-train check soak fuzz bench load profile gpu-check lint format rename lock sbom licences audit artifact-cuda \
 	image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train release image-tools image-test clean
 
 help: ## list the targets
@@ -37,6 +37,11 @@ $(VENV)/fuzz: docker/requirements-fuzz.txt $(VENV)/dev
 .venv-sign/ready: docker/requirements-sign-test.txt
 	$(PYTHON) -m venv .venv-sign
 	.venv-sign/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
+	@touch $@
+
+.venv-supply/ready: docker/requirements-supply.txt
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	@touch $@
 
 # PyTorch, which no lock has: the CPU build where pip finds one of this version, else CUDA's, which is gigabytes.
@@ -159,6 +164,35 @@ image-fetch: ## the image of model.fetch, for init containers
 image-train: ## the image that trains, compares and publishes; TORCH=torch==2.13.0+cpu for CPUs, else CUDA's build
 	BUILD_FLAGS="--build-arg TORCH=$(TORCH) $(BUILD_FLAGS)" sh docker/build.sh train $(IMAGE):$(VERSION)-train
 
+# What each image's Python packages are locked to: all that pip installs in it, but PyTorch.
+LOCKS_cpu := cpu queue sign
+LOCKS_gpu := gpu queue sign
+LOCKS_scoring := cpu queue sign scoring
+LOCKS_fetch := fetch
+LOCKS_train := train
+LOCK_FILES = $(patsubst %,docker/requirements-%.txt,$(LOCKS_$(1)))
+IMAGES := cpu gpu scoring fetch train
+# Of the artifact, where its manifest's lineage has no `license`.
+MODEL_LICENCE ?= Apache-2.0
+
+sbom: .venv-supply/ready $(VENV)/dev $(IMAGES:%=sbom-%) ## what each image holds by its lock files, and the model MODEL=DIR, as CycloneDX in sbom/
+	.venv-supply/bin/python docker/check_sbom.py sbom/*.cdx.json
+
+sbom-%: .venv-supply/ready $(VENV)/dev
+	@mkdir -p sbom
+	@# Two lock files may have a package in common, of one version.
+	awk '/^[[:alnum:]]/{new = !seen[$$1]++} new' $(call LOCK_FILES,$*) \
+		| .venv-supply/bin/python -W ignore -m cyclonedx_py requirements - --pyproject pyproject.toml \
+		--mc-type application --spec-version 1.6 --output-reproducible --output-file sbom/$*.cdx.json
+	@# The servers' images have the model in them.
+	$(if $(filter cpu gpu scoring,$*),$(BIN)/python -m model.bom "$(MODEL)" --licence $(MODEL_LICENCE) --into sbom/$*.cdx.json)
+
+licences: $(VENV)/dev ## the licence of each dependency of the images, held to those that are allowed (docker/licences.py)
+	$(BIN)/python docker/licences.py $(sort $(foreach image,$(IMAGES),$(call LOCK_FILES,$(image))))
+
+audit: .venv-supply/ready ## known vulnerabilities in what the images are locked to, or that no database was reached (exit code 2)
+	.venv-supply/bin/python docker/audit.py $(sort $(foreach image,$(IMAGES),$(call LOCK_FILES,$(image))))
+
 release: $(VENV)/cpu ## what k8s/ releases is the artifact MODEL=DIR, after the gate; FOR=gpu, FOR=canary: only there
 	$(BIN)/python -m model.release "$(MODEL)" --to k8s/$(if $(FOR),components/$(FOR),base)/release.env
 
@@ -199,7 +233,8 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra queue --extra sign --extra sign-test -o docker/requirements-sign-test.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
+	$(EXTRA) supply | $(BIN)/$(LOCK) - -o docker/requirements-supply.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-ray .venv-sign $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-sign .venv-supply sbom $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,7 +23,7 @@ if find_spec("model_signing") is None:
 TOOL = Path(sys.executable).parent / "model_signing"
 CURVES = [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()]
 each_curve = pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
-# Of what we refuse; beyond it we are stricter, in what is no model's content: how the bundle is written, and the manifest.
+# Of what we refuse; beyond it we are stricter in how a bundle is written, and about the manifest.
 BOTH_REFUSE = {
     "another key",
     "changed file",

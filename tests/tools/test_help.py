@@ -13,6 +13,7 @@ COMMANDS = (
     "model.package",
     "model.verify",
     "model.sign",
+    "model.bom",
     "model.compare",
     "model.fetch",
     "model.release",

@@ -1,10 +1,11 @@
-"""What the images hold may be handed on: every dependency's licence is one that is allowed."""
+"""What the images hold: licences that are allowed, and an audit that says what it did not look up."""
 
 import subprocess
 import sys
 
 import pytest
 
+from docker.audit import verdict
 from docker.licences import NOT_INSTALLED, judged, licence_of, packages
 from tests.process import ROOT
 
@@ -52,3 +53,30 @@ def test_the_command_lists_all_and_fails_for_one_that_is_not_allowed(tmp_path):
     assert done.returncode == 1
     assert "strange                          GPL-3.0-only  ← not allowed" in done.stdout
     assert f"3 packages: 2 judged, 1 {NOT_INSTALLED}, 1 not allowed" in done.stdout
+
+
+def package(name: str, *vulnerabilities: str, **more: object) -> dict:
+    """As pip-audit tells of it."""
+    found = [{"id": each, "fix_versions": ["2.0"]} for each in vulnerabilities]
+    return {"name": name, "version": "1.0", "vulns": found, **more}
+
+
+SKIPPED = {"name": "private", "skip_reason": "not found"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "complete", "code", "says"),
+    [
+        ([package("sound"), package("sound")], True, 0, "1 packages checked, 0 with vulnerabilities"),
+        ([package("bad", "CVE-1"), package("sound")], True, 1, "bad 1.0: CVE-1, fixed in 2.0"),
+        ([package("bad", "CVE-1"), SKIPPED], True, 1, "did not answer: private"),
+        ([package("sound"), SKIPPED], True, 2, "did not answer: private"),
+        ([package("sound")], False, 2, "not checked"),
+        ([SKIPPED], True, 2, "no database of vulnerabilities could be reached: nothing was checked"),
+        ([], False, 2, "no database of vulnerabilities could be reached: nothing was checked"),
+    ],
+)
+def test_an_audit_passes_only_what_a_database_knows_and_knows_nothing_bad_of(packages, complete, code, says):
+    lines, found = verdict(packages, complete)
+    assert found == code
+    assert says in "\n".join(lines)
