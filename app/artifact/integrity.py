@@ -3,7 +3,6 @@ that a folder holds what a signature lists."""
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -54,29 +53,28 @@ def verify_contents(folder: Path, expected: Mapping[str, str], ignored: Sequence
 def files_in(folder: Path, ignored: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """Name and path of each file below `folder`, but for those `ignored` and what is below them. Raises ArtifactError
     for what is neither file nor folder."""
-    left_out = [PurePosixPath(name) for name in ignored]
-
-    def walk(inside: PurePosixPath) -> Iterator[tuple[str, Path]]:
+    left_out = {PurePosixPath(name) for name in ignored}
+    folders = [PurePosixPath()]
+    while folders:
+        inside = folders.pop()
         try:
-            entries = sorted(os.scandir(folder / inside), key=lambda entry: entry.name)
+            with os.scandir(folder / inside) as found:
+                entries = list(found)
+            for entry in entries:
+                name = inside / entry.name
+                if entry.is_symlink():
+                    raise ArtifactError(f"{entry.path}: expected a file, found a link, which cannot be signed")
+                if name in left_out:
+                    continue
+                if entry.is_dir():
+                    folders.append(name)
+                elif entry.is_file():
+                    yield name.as_posix(), folder / name
+                else:
+                    raise ArtifactError(f"{entry.path}: expected a file, found a pipe or device")
         except OSError as error:
-            if inside == LOST_AND_FOUND and isinstance(error, PermissionError):
-                return
-            raise ArtifactError(f"{folder / inside}: cannot be read: {error.strerror}") from None
-        for entry in entries:
-            name = inside / entry.name
-            if entry.is_symlink():
-                raise ArtifactError(f"{entry.path}: expected a file, found a link, which cannot be signed")
-            if any(name.is_relative_to(each) for each in left_out):
-                continue
-            if entry.is_dir():
-                yield from walk(name)
-            elif stat.S_ISREG(entry.stat().st_mode):
-                yield name.as_posix(), folder / name
-            else:
-                raise ArtifactError(f"{entry.path}: expected a file, found a pipe or device")
-
-    return walk(PurePosixPath())
+            if inside != LOST_AND_FOUND or not isinstance(error, PermissionError):
+                raise ArtifactError(f"{folder / inside}: cannot be read: {error.strerror}") from None
 
 
 def sha256_of(path: Path) -> str:

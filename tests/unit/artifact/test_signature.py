@@ -200,6 +200,17 @@ def test_the_root_of_a_volume_may_have_a_folder_of_the_file_system_that_nobody_c
         verify_signature(artifact, keys)
 
 
+def test_folders_deeper_than_python_can_call_itself_are_an_error_like_others(artifact, keys):
+    deep = "/".join("d" * 1200)
+    try:
+        subprocess.run(["mkdir", "-p", deep], cwd=artifact, check=True)
+        (artifact / deep / "file").write_text("")
+        with pytest.raises(ArtifactError, match="an extra file"):
+            verify_signature(artifact, keys)
+    finally:  # which pytest could not remove
+        subprocess.run(["rm", "-rf", "d"], cwd=artifact, check=True)
+
+
 def test_the_folder_itself_may_be_a_link(artifact, keys, tmp_path):
     (tmp_path / "current").symlink_to(artifact)
     verify_signature(tmp_path / "current", keys)
@@ -279,7 +290,7 @@ def test_without_the_library_the_setting_says_what_to_install(artifact, keys, mo
 
 
 def test_the_library_is_not_imported_where_no_keys_are_configured():
-    asked = "import sys, app.runtime.loading; print('cryptography' in sys.modules)"
+    asked = "import sys, app.artifact.signature, app.settings; print('cryptography' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
