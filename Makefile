@@ -6,9 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-ray test-train test-page check soak fuzz bench load profile gpu-check lint format rename lock stubs \
-	artifact-cuda image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model base-digests release \
-	image-tools image-test clean
+.PHONY: help run test test-ray test-sign test-train test-page check soak fuzz bench load profile gpu-check lint format rename lock \
+	stubs sbom licences audit artifact-cuda image-cpu image-gpu image-scoring image-scoring-gpu image-fetch image-train image-model \
+	base-digests release image-tools image-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,18 @@ $(VENV)/page: docker/requirements-page.txt $(VENV)/dev
 	.venv-ray/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
 	@touch $@
 
+# The official tool of OpenSSF Model Signing brings all of Sigstore, so it is beside everything else too. --no-deps: the lock
+# has all, and pip would not take its pydantic for the one with an extra that Sigstore asks for.
+.venv-sign/ready: docker/requirements-sign-test.txt
+	$(PYTHON) -m venv .venv-sign
+	.venv-sign/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
+	@touch $@
+
+.venv-supply/ready: docker/requirements-supply.txt
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	@touch $@
+
 # PyTorch, which no lock has: the CPU build where pip finds one of this version, else CUDA's, which is gigabytes.
 TORCH ?= torch==2.13.0
 TRAIN := .venv-train
@@ -61,17 +73,21 @@ test-ray: .venv-ray/ready ## app.scoring on a Ray cluster of two node processes,
 test-page: $(VENV)/page ## the page and /docs in Chromium (apt-get install chromium chromium-driver): axe, policy, hosts asked
 	$(BIN)/python -m pytest tests/page $(ARGS)
 
+test-sign: .venv-sign/ready ## signatures: the official tool takes ours, and we take its (in an environment of its own)
+	.venv-sign/bin/python -m pytest tests/sign $(ARGS)
+
 check: lint ## what to run while you work: lint, types, layers and the fast tests, under a minute
 	$(PYTEST) --quiet tests/unit $(ARGS)
 
 test-train: $(TRAIN)/train ## training: killed, resumed, on two processes, tracked, published (in .venv-train, with PyTorch)
 	$(TRAIN)/bin/python -m pytest -n 2 --dist loadfile tests/train $(ARGS)
 
-soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring, 10,000 jobs
+soak: $(VENV)/dev ## 100,000 requests of mixed lengths, a minute at 5 x capacity, hostile clients, 50 kills of app.scoring, 10,000 jobs, 500 corruptions
 	$(BIN)/python -m pytest -m soak --soak-requests 100000 --overload-seconds 60 -s $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_hostile_clients.py --live-within-seconds 0.5 $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_scoring.py -k killed --scoring-kills 50 $(ARGS)
 	$(BIN)/python -m pytest tests/server/test_jobs.py -k killed --jobs 10000 $(ARGS)
+	$(BIN)/python -m pytest tests/unit/artifact/test_signature.py -k corrupted --corruptions 500 $(ARGS)
 
 # For all targets of tests/fuzz together.
 FUZZ_SECONDS ?= 60
@@ -162,6 +178,35 @@ image-model: ## the artifact MODEL=DIR as an image of its own, for components/mo
 base-digests: ## pin what images are built on: asks the registry for the digest, writes it to docker/bases.env
 	sh docker/base-digests.sh
 
+# What each image's Python packages are locked to: all that pip installs in it, but PyTorch.
+LOCKS_cpu := cpu queue sign tracing
+LOCKS_gpu := gpu queue sign tracing
+LOCKS_scoring := cpu queue sign tracing scoring
+LOCKS_fetch := fetch
+LOCKS_train := train
+LOCK_FILES = $(patsubst %,docker/requirements-%.txt,$(LOCKS_$(1)))
+IMAGES := cpu gpu scoring fetch train
+# Of the artifact, where its manifest's lineage has no `license`.
+MODEL_LICENCE ?= Apache-2.0
+
+sbom: .venv-supply/ready $(VENV)/dev $(IMAGES:%=sbom-%) ## what each image holds by its lock files, and the model MODEL=DIR, as CycloneDX in sbom/
+	.venv-supply/bin/python docker/check_sbom.py sbom/*.cdx.json
+
+sbom-%: .venv-supply/ready $(VENV)/dev
+	@mkdir -p sbom
+	@# Two lock files may have a package in common, of one version.
+	awk '/^[[:alnum:]]/{new = !seen[$$1]++} new' $(call LOCK_FILES,$*) \
+		| .venv-supply/bin/python -W ignore -m cyclonedx_py requirements - --pyproject pyproject.toml \
+		--mc-type application --spec-version 1.6 --output-reproducible --output-file sbom/$*.cdx.json
+	@# The servers' images have the model in them.
+	$(if $(filter cpu gpu scoring,$*),$(BIN)/python -m model.bom "$(MODEL)" --licence $(MODEL_LICENCE) --into sbom/$*.cdx.json)
+
+licences: $(VENV)/dev ## the licence of each dependency of the images, held to those that are allowed (docker/licences.py)
+	$(BIN)/python docker/licences.py $(sort $(foreach image,$(IMAGES),$(call LOCK_FILES,$(image))))
+
+audit: .venv-supply/ready ## known vulnerabilities in what the images are locked to, or that no database was reached (exit code 2)
+	.venv-supply/bin/python docker/audit.py $(sort $(foreach image,$(IMAGES),$(call LOCK_FILES,$(image))))
+
 release: $(VENV)/cpu ## k8s/ releases this server with the artifact MODEL=DIR, after the gate (FOR=gpu|canary, IMAGES=FILE)
 	$(BIN)/python -m model.release "$(MODEL)" $(if $(FOR),--for $(FOR)) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
@@ -199,11 +244,14 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
 	$(EXTRA) tracing | $(BIN)/$(LOCK) - -o docker/requirements-tracing.txt
+	$(EXTRA) sign | $(BIN)/$(LOCK) - -o docker/requirements-sign.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra queue --extra sign --extra sign-test -o docker/requirements-sign-test.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
 	@# With the pins of what it shares an image with.
 	$(EXTRA) grpc | $(BIN)/$(LOCK) --constraint docker/requirements-cpu.txt --constraint docker/requirements-scoring.txt \
 		- -o docker/requirements-grpc.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
+	$(EXTRA) supply | $(BIN)/$(LOCK) - -o docker/requirements-supply.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt
 	$(EXTRA) page | $(BIN)/$(LOCK) --constraint docker/requirements-dev.txt - -o docker/requirements-page.txt
 
@@ -212,4 +260,4 @@ stubs: $(VENV)/dev ## Python of the gRPC protocol's definition, app/grpc/protoco
 	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. $(PROTO)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-ray $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-ray .venv-sign .venv-supply sbom $(TRAIN) artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -83,8 +83,8 @@ class Lifecycle:
 
     @property
     def stage(self) -> str:
-        """`verifying`, `loading`, `warming`, `connecting` (to the queue of jobs), `ready` or `draining`, which nothing
-        leads out of."""
+        """`signature` (with public keys), `verifying`, `loading`, `warming`, `connecting` (to the queue of jobs),
+        `ready` or `draining`, which nothing leads out of."""
         return "draining" if self.draining else self._stage
 
     def enter(self, stage: str) -> None:

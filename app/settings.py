@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     model_digest: str = Field(
         "", pattern="(?i)^((sha256:)?[0-9a-f]{64})?$", description="sha256 that manifest.json must have"
     )
+    model_public_key: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = Field(
+        None, description="file of public keys in PEM; one of them must have signed the model"
+    )
     provider: Annotated[Literal["auto", "cpu", "cuda"], AnyCase] = Field(
         "auto", description="execution provider; auto may fall back"
     )

@@ -4,7 +4,7 @@
 # ARTIFACT     the folder of the model that is served, which goes into the image as it is
 # BUILDER      docker, podman or buildah; the first one found if not set
 # BUILD_FLAGS  further flags for the builder, such as --network=host or --build-arg BASE=...
-# EXTRAS       extras of pyproject.toml that the image has beyond queue and tracing, which every server's has: grpc, scoring
+# EXTRAS       extras of pyproject.toml that the image has beyond queue, sign and tracing, which every server's has: grpc, scoring
 # PLATFORM     what it is built for, such as linux/arm64, or linux/amd64,linux/arm64 for a list of both; else this machine's
 # PUSH         not empty: pushes the image and notes its digest, as RECORD=TAG@DIGEST in artifacts/images.env
 # RECORD       its name in k8s/release/release.env, such as SERVER_IMAGE
@@ -69,7 +69,7 @@ if [ -n "$holds_model" ]; then
         model) tag=$tag:$(field version)-$(echo "$model_digest" | cut -c 1-12) ;;
         *)
             [ "$(field task)" != image-classification ] || EXTRAS="${EXTRAS:-} image"
-            set -- "$@" --build-arg EXTRAS="queue tracing ${EXTRAS:-}"
+            set -- "$@" --build-arg EXTRAS="queue sign tracing ${EXTRAS:-}"
             ;;
     esac
 fi

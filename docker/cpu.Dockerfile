@@ -9,10 +9,11 @@ ARG RUNTIME_BASE=${BASE}
 FROM ${BASE} AS build
 # pip itself stays in an environment of its own, so that the one that is shipped has none.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv
-# Further extras of pyproject.toml: jobs through a queue, traces, and what docker/build.sh adds for the model's task or the image.
-ARG EXTRAS="queue tracing"
+# Further extras of pyproject.toml: jobs through a queue, signed models, traces, and what docker/build.sh adds for the model's
+# task or the image.
+ARG EXTRAS="queue sign tracing"
 COPY docker/requirements-cpu.txt docker/requirements-grpc.txt docker/requirements-image.txt docker/requirements-queue.txt \
-    docker/requirements-scoring.txt docker/requirements-tracing.txt /build/
+    docker/requirements-scoring.txt docker/requirements-sign.txt docker/requirements-tracing.txt /build/
 # The secrets say where packages come from (a private index, a proxy's certificate) and leave no trace in the image.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem \

@@ -1,8 +1,8 @@
-"""Object storage → an artifact folder: `python -m model.fetch URL DIR [--digest SHA256]`.
+"""Object storage → an artifact folder: `python -m model.fetch URL DIR [--digest SHA256] [--public-key PEM]`.
 
 URL is the folder that holds manifest.json: https://, s3://, gs:// or a path. DIR appears complete and verified, or not
-at all. Exit 0; 2 bad usage; 3 what is there is not a valid artifact; 5 it could not be fetched or stored. Each library
-finds its own credentials; nothing printed holds any.
+at all; where keys are given, with all that its signature lists. Exit 0; 2 bad usage; 3 what is there is not a valid
+artifact; 5 it could not be fetched or stored. Each library finds its own credentials; nothing printed holds any.
 """
 
 import argparse
@@ -38,7 +38,8 @@ from tenacity import (
 )
 
 from app.artifact.integrity import verify_files
-from app.artifact.manifest import MANIFEST, Artifact, read_artifact
+from app.artifact.manifest import MANIFEST, Artifact, path_inside, read_artifact
+from app.artifact.signature import MAX_SIGNATURE_BYTES, SIGNATURE, read_public_keys, read_signature, verify_signature
 from app.errors import ArtifactError, ConfigError, StartupError, StorageError, one_line
 
 T = TypeVar("T")
@@ -51,6 +52,10 @@ TIMEOUT_SECONDS = 1800
 MAX_TIMEOUT_SECONDS = 7 * 86400
 PROGRESS_SECONDS = 10
 MAX_MANIFEST_BYTES = 16 << 20
+# Of a file that is signed but not in the manifest, which has the sizes of all others: cards, licences.
+MAX_BESIDE_BYTES = 64 << 20
+# As the server's setting, so that a Pod's environment says it to both.
+PUBLIC_KEY_VARIABLE = "APP_MODEL_PUBLIC_KEY"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What may go away by itself, of those that say the request was wrong.
 PASSING_STATUSES = (408, 425, 429)
@@ -170,18 +175,26 @@ class Passing(Exception):
 
 
 def fetch(
-    url: str, folder: Path, digest: str = "", attempts: int = ATTEMPTS, timeout_seconds: float = TIMEOUT_SECONDS
+    url: str,
+    folder: Path,
+    digest: str = "",
+    attempts: int = ATTEMPTS,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    public_key: Path | None = None,
 ) -> Artifact:
-    """Makes `folder` the artifact at `url`; if it is that already, nothing is downloaded but the manifest.
+    """Makes `folder` the artifact at `url`; if it is that already, nothing is downloaded but the manifest, and with
+    `public_key` the signature.
 
-    With `digest`, not even that. Raises ConfigError, ArtifactError or FetchError, and leaves `folder` as it was. Only
+    With `digest`, not even these. Raises ConfigError, ArtifactError or FetchError, and leaves `folder` as it was. Only
     in the main thread, which SIGALRM interrupts.
     """
     source = Source(url)
     if source.scheme == "http" and not digest:
         raise ConfigError("URL: http:// proves nothing of what it delivers: use https://, or --digest")
+    if public_key is not None:
+        read_public_keys(public_key)
     folder = folder.absolute()
-    if digest and (artifact := complete(folder, digest)):
+    if digest and (artifact := complete(folder, digest, public_key)):
         say(f"{folder}: already complete, digest {digest}")
         return artifact
     started = time.monotonic()
@@ -191,7 +204,7 @@ def fetch(
         with staging(folder) as staged:
             try:
                 with time_limit(timeout_seconds):
-                    return _fill(source, folder, staged, digest, attempts)
+                    return _fill(source, folder, staged, digest, attempts, public_key)
             except ArtifactError as error:
                 raise ArtifactError(str(error).replace(one_line(str(staged)), str(source))) from None
             except OutOfTime:
@@ -201,17 +214,23 @@ def fetch(
         raise FetchError(f"{folder}: cannot be written: {error.strerror or type(error).__name__}") from None
 
 
-def _fill(source: Source, folder: Path, staged: Path, digest: str, attempts: int) -> Artifact:
+def _fill(source: Source, folder: Path, staged: Path, digest: str, attempts: int, public_key: Path | None) -> Artifact:
     get = source.open()
-    download(get, source, MANIFEST, staged, MAX_MANIFEST_BYTES, attempts)
+    signed: dict[str, str] = {}
+    if public_key is not None:
+        download(get, source, SIGNATURE, staged, MAX_SIGNATURE_BYTES, attempts, exact=False)
+        signed = read_signature(staged, public_key).files()
+    download(get, source, MANIFEST, staged, MAX_MANIFEST_BYTES, attempts, exact=False)
     artifact = read_artifact(staged, digest)
-    if done := complete(folder, artifact.digest):
+    if done := complete(folder, artifact.digest, public_key):
         say(f"{folder}: already complete, digest {artifact.digest}")
         return done
-    for name, entry in artifact.manifest.files.items():
-        artifact.path(name).parent.mkdir(parents=True, exist_ok=True)
-        download(get, source, name, staged, entry.bytes, attempts)
-    verify_files(artifact)
+    listed = artifact.manifest.files
+    for name in [*listed, *(each for each in signed if each not in listed and each != MANIFEST)]:
+        path_inside(staged, name).parent.mkdir(parents=True, exist_ok=True)
+        limit_bytes = listed[name].bytes if name in listed else MAX_BESIDE_BYTES
+        download(get, source, name, staged, limit_bytes, attempts, exact=name in listed)
+    verify_files(artifact, verify_signature(staged, public_key) if public_key is not None else None)
     put_in_place(staged, folder)
     say(f"{folder}: {artifact.manifest.name} {artifact.manifest.version}, digest {artifact.digest}")
     return Artifact(folder, artifact.manifest, artifact.digest)
@@ -243,9 +262,17 @@ def came_so_far(staged: Path) -> str:
 
 
 def download(
-    get: Callable[[str, Path, Callback], None], source: Source, name: str, folder: Path, limit_bytes: int, attempts: int
+    get: Callable[[str, Path, Callback], None],
+    source: Source,
+    name: str,
+    folder: Path,
+    limit_bytes: int,
+    attempts: int,
+    *,
+    exact: bool,
 ) -> None:
-    """One object into `folder`, tried again with backoff if it failed for a reason that may pass."""
+    """One object into `folder`, tried again with backoff if it failed for a reason that may pass. exact: whether it has
+    as many bytes as `limit_bytes`."""
     shown, path = source.shown(name), folder / name
 
     def once() -> None:
@@ -258,7 +285,7 @@ def download(
         except Exception as error:
             raise judged(error, source.scheme, shown) from None
         # Nobody said how long it is: it may have been cut. One that is too short by its own word fails the checksum.
-        if name != MANIFEST and progress.size is None and source.scheme != "file":
+        if exact and progress.size is None and source.scheme != "file":
             found = path.stat().st_size
             if found < limit_bytes:
                 raise Passing(f"ended after {found} of {limit_bytes} bytes")
@@ -355,11 +382,15 @@ def status_of(error: BaseException) -> int | None:
     return int(str(found)) if str(found).isdigit() else None
 
 
-def complete(folder: Path, digest: str) -> Artifact | None:
-    """The artifact in `folder`, if it is the one with this digest and every file is sound."""
+def complete(folder: Path, digest: str, public_key: Path | None = None) -> Artifact | None:
+    """The artifact in `folder`, if it is the one with this digest, every file is sound, and one of the keys signed it.
+
+    Raises ConfigError for the file of keys.
+    """
     try:
+        signed = verify_signature(folder, public_key) if public_key is not None else None
         artifact = read_artifact(folder, digest)
-        verify_files(artifact)
+        verify_files(artifact, signed)
     except ArtifactError:
         return None
     return artifact
@@ -423,6 +454,17 @@ def say(line: str) -> None:
     print(f"model.fetch: {one_line(line)}", flush=True)
 
 
+def add_public_key(parser: argparse.ArgumentParser) -> None:
+    """The option of those that take an artifact from somewhere else."""
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="PEM",
+        default=Path(os.environ[PUBLIC_KEY_VARIABLE]) if os.environ.get(PUBLIC_KEY_VARIABLE) else None,
+        help=f"public keys, one of which must have signed it (default: ${PUBLIC_KEY_VARIABLE})",
+    )
+
+
 def main() -> None:
     """Command line of `python -m model.fetch`."""
     parser = argparse.ArgumentParser(
@@ -433,6 +475,7 @@ def main() -> None:
     parser.add_argument("url", metavar="URL", help="folder that holds manifest.json: https://, s3://, gs:// or a path")
     parser.add_argument("folder", metavar="DIR", type=Path, help="where the artifact will be")
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
+    add_public_key(parser)
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="tries for each object (default %(default)s)")
     parser.add_argument(
         "--timeout-seconds", type=float, default=TIMEOUT_SECONDS, help="for the whole (default %(default)s)"
@@ -448,7 +491,7 @@ def main() -> None:
     # So that a Pod that is deleted meanwhile leaves nothing behind: exceptions unwind, a signal would not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        fetch(args.url, args.folder, args.digest, args.attempts, args.timeout_seconds)
+        fetch(args.url, args.folder, args.digest, args.attempts, args.timeout_seconds, args.public_key)
     except StartupError as error:
         print(f"model.fetch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -18,12 +18,13 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="artifact folder")
     parser.add_argument("--digest", default="", help="sha256 that manifest.json must have")
+    parser.add_argument("--public-key", type=Path, metavar="PEM", help="public keys, one of which must have signed it")
     parser.add_argument("--provider", choices=("auto", "cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     # What libraries warn of is for their authors; standard error has one line.
     logging.captureWarnings(True)
     try:
-        model = load_model(args.folder, digest=args.digest, provider=args.provider)
+        model = load_model(args.folder, digest=args.digest, public_key=args.public_key, provider=args.provider)
     except StartupError as error:
         print(f"model.verify: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

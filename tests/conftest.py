@@ -18,6 +18,7 @@ Build = Callable[[Path], Path]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--live-within-seconds", type=float, default=60, help="/live's slowest answer to a hostile client")
+    parser.addoption("--corruptions", type=int, default=60, help="times that a signed artifact is corrupted")
     parser.addoption("--jobs", type=int, default=200, help="jobs that are answered while workers are killed")
     parser.addoption("--scoring-kills", type=int, default=3, help="times that a run of app.scoring is killed")
     parser.addoption("--soak-requests", type=int, default=2000, help="requests that the soak test sends")

@@ -55,6 +55,7 @@ ADDITIONS = (
     "image-policy",
     "multi-arch",
     "cost-labels",
+    "model-signature",
 )
 # What a GPU is for as well is listed before it.
 BEFORE_HARDWARE = ("placeholder", "image-prepull")
@@ -190,7 +191,7 @@ COMBINED = list(_combinations())
 RENAMED = [replace(each, renamed=True) for each in (*SINGLE, *WITH_WORKERS[:2], *COMBINED[-8:])]
 VARIATIONS = [*SINGLE, *WITH_WORKERS, *ON_OVERLAYS, *COMBINED, *RENAMED]
 # What ends: not beside the service, but in its namespace.
-FINITE = [Variation(f"jobs/{name}", components) for name in JOBS for components in ((), FOR_JOBS)]
+FINITE = [Variation(f"jobs/{name}", components) for name in JOBS for components in ((), (*FOR_JOBS, "model-signature"))]
 
 each_variation = pytest.mark.parametrize("variation", VARIATIONS, ids=str)
 each_job = pytest.mark.parametrize("variation", FINITE, ids=str)

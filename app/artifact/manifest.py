@@ -138,6 +138,12 @@ class Artifact:
         return path_inside(self.folder, name)
 
 
+def require_folder(folder: Path) -> None:
+    """Raises ArtifactError unless it is there."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: model folder not found; set APP_MODEL_DIR to an artifact folder")
+
+
 def path_inside(folder: Path, name: str) -> Path:
     """Path of a file in an artifact's folder. Raises ArtifactError if it leaves the folder or is of a kind that is read
     without end."""
@@ -161,8 +167,7 @@ def read_artifact(folder: Path, pinned_digest: str = "") -> Artifact:
 
     Raises ArtifactError naming the file or field, what was expected and what was found.
     """
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: model folder not found; set APP_MODEL_DIR to an artifact folder")
+    require_folder(folder)
     path = path_inside(folder, MANIFEST)
     try:
         raw = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The readiness gate: verify → load → warm → golden. What passes may answer; what fails raises StartupError.
+"""The readiness gate: signature → verify → load → warm → golden. What passes may answer; else it raises StartupError.
 
 The server runs it in a thread before `/ready` answers 200; `python -m model.verify` runs the same code offline.
 """
@@ -15,6 +15,7 @@ from app.artifact.datatypes import Array
 from app.artifact.external_data import verify_external_data
 from app.artifact.integrity import verify_files, verify_manifest
 from app.artifact.manifest import MANIFEST, TensorSpec, read_artifact
+from app.artifact.signature import verify_signature
 from app.errors import ArtifactError
 from app.runtime.session import Model, Provider, Session
 from app.runtime.tasks import Encoded, GoldenCase, open_task
@@ -33,6 +34,7 @@ def load_configured(settings: Settings, *, on_stage: Callable[[str], None] = lam
     return load_model(
         settings.model_dir,
         digest=settings.model_digest,
+        public_key=settings.model_public_key,
         provider=settings.provider,
         runners=settings.runners,
         runner_threads=settings.runner_threads,
@@ -47,6 +49,7 @@ def load_model(
     folder: Path,
     *,
     digest: str = "",
+    public_key: Path | None = None,
     provider: Provider | Auto = "cpu",
     runners: int | Auto = "auto",
     runner_threads: int | Auto = "auto",
@@ -57,7 +60,8 @@ def load_model(
 ) -> Model:
     """Takes the artifact in `folder` through every check, telling `on_stage` what it is at.
 
-    Raises ArtifactError or ProviderError with one line that says what, where, expected and found.
+    public_key: a file of those that may have signed it. Raises ConfigError for that file, ArtifactError or
+    ProviderError with one line that says what, where, expected and found.
     """
     seconds: dict[str, float] = {}
 
@@ -68,9 +72,13 @@ def load_model(
         yield
         seconds[name] = time.monotonic() - started
 
+    signed = None
+    if public_key is not None:
+        with stage("signature"):
+            signed = verify_signature(folder, public_key)
     with stage("verifying"):
         artifact = read_artifact(folder, digest)
-        verify_files(artifact)
+        verify_files(artifact, signed)
     manifest = artifact.manifest
     with stage("loading"):
         path = artifact.path(manifest.model_file)

@@ -21,7 +21,7 @@ from prometheus_client import (
 from app.errors import REJECT_REASONS, SHED_REASONS, STATUSES
 
 Encode = Callable[[Any], bytes]
-STAGES = ("verifying", "loading", "warming")
+STAGES = ("signature", "verifying", "loading", "warming")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _JOB_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from app.artifact.manifest import MANIFEST, read_artifact
+from app.artifact.signature import verify_signature
 from app.errors import ConfigError
 from model.compare import Row, add_thresholds, compare, read_rows, thresholds_of, write
 from model.compare.command import DO_NOT_PROMOTE, summary
-from model.fetch import Source, fetch
+from model.fetch import Source, add_public_key, fetch
 from model.package.distribution import least_predictions, record_reference
 from model.training import quantize, train
 from model.training.corpus import evaluation_sets, file_digests
@@ -51,7 +52,9 @@ def retrain(args: argparse.Namespace, data: Path, processes: Processes) -> int:
     if source.scheme == "file":
         champion = Path(source.address(""))
     else:
-        fetch(args.champion, champion, args.champion_digest)
+        fetch(args.champion, champion, args.champion_digest, public_key=args.public_key)
+    if args.public_key is not None:
+        verify_signature(champion, args.public_key)
     read_artifact(champion, args.champion_digest)
 
     job: dict[str, Any] = {"checkpoints": None, "checkpoint_minutes": args.checkpoint_minutes}
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="URL|DIR", help="folder with the rated TSV files")
     parser.add_argument("--champion", required=True, metavar="URL|DIR", help="artifact that is served")
     parser.add_argument("--champion-digest", default="", metavar="SHA256", help="that its manifest.json must have")
+    add_public_key(parser)
     parser.add_argument("--publish", required=True, metavar="URL|DIR", help="folder of all models")
     parser.add_argument(
         "--checkpoints", type=Path, required=True, metavar="DIR", help="where it works, and goes on from"

@@ -9,6 +9,8 @@ import pytest
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from app.artifact.signature import read_public_keys
+from app.errors import ConfigError
 from app.settings import PREFIX, Settings
 from tests.manifests import (
     ARCH,
@@ -153,13 +155,14 @@ def test_every_name_that_a_pod_refers_to_exists(variation: Variation) -> None:
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in names["PersistentVolumeClaim"]
             if "configMap" in volume:
-                assert volume["configMap"]["name"] in names["ConfigMap"]
+                assert volume["configMap"]["name"] in names["ConfigMap"] or volume["configMap"].get("optional")
         for container in containers_of(template):
             for source in container.get("envFrom", []):
                 assert source["configMapRef"]["name"] in names["ConfigMap"]
             for variable in container.get("env", []):
-                if "valueFrom" in variable:
-                    assert variable["valueFrom"]["secretKeyRef"]["name"] in names["Secret"]
+                for kind, source in variable.get("valueFrom", {}).items():
+                    known = names[{"secretKeyRef": "Secret", "configMapKeyRef": "ConfigMap"}[kind]]
+                    assert source["name"] in known or source.get("optional")
             volumes = {volume["name"] for volume in pod.get("volumes", [])}
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
         used = {claim["name"] for each in pod["containers"] for claim in each["resources"].get("claims", [])}
@@ -332,7 +335,7 @@ def test_every_setting_exists_and_is_valid_and_none_is_a_credential(variation: V
             assert fields(given) <= Settings.model_fields.keys()
             # Arguments go before this process's own environment.
             settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in given.items()})
-            assert str(settings.model_dir) == ("/models/current" if given else "model/sentiment")
+            assert str(settings.model_dir) == ("/models/current" if "APP_MODEL_DIR" in given else "model/sentiment")
 
 
 @pytest.mark.parametrize("place", ["ConfigMap", "Pod", "Secret"])
@@ -617,6 +620,39 @@ def test_the_fetched_artifact_is_checked_against_the_digest_and_lands_where_the_
         *("--digest", known["APP_MODEL_DIGEST"]),
     ]
     assert fetch["image"] == RELEASED["FETCH_IMAGE"]
+
+
+TAKES_A_MODEL = {"server", "fetch", "scoring", "ray-head", "ray-worker", "train"}
+
+
+@pytest.mark.parametrize(
+    "variation",
+    [
+        Variation("base", ("gateway", "canary", "queue", "model-fetch", "model-signature"), workers=True),
+        Variation("base", ("model-signature", "model-fetch"), renamed=True),
+        *(Variation(f"jobs/{name}", ("model-signature",)) for name in ("batch", "batch-gpu", "batch-ray", "retrain")),
+    ],
+    ids=str,
+)
+def test_whatever_takes_a_model_is_given_the_keys_that_must_have_signed_it(variation: Variation) -> None:
+    objects = variation.objects()
+    (keys,) = [each for each in of_kind(objects, "ConfigMap") if "public-keys.pem" in each["data"]]
+    for template in pods(objects):
+        for container in containers_of(template):
+            if environment(container, objects).get("APP_ROLE") == "gateway":
+                continue
+            assert container["name"] in TAKES_A_MODEL
+            (variable,) = [each for each in container["env"] if each["name"] == "APP_MODEL_PUBLIC_KEY"]
+            value = variable.get("value") or keys["data"][variable["valueFrom"]["configMapKeyRef"]["key"]]
+            (mount,) = [each for each in container["volumeMounts"] if each["name"] == "model-keys"]
+            assert (value, mount["readOnly"]) == (f"{mount['mountPath']}/public-keys.pem", True)
+            (volume,) = [each for each in template["spec"]["volumes"] if each["name"] == "model-keys"]
+            assert volume["configMap"]["name"] == name_of(keys)
+
+
+def test_the_keys_that_are_shipped_are_none_so_that_nothing_is_served_by_mistake() -> None:
+    with pytest.raises(ConfigError, match="found none"):
+        read_public_keys(K8S / "components" / "model-signature" / "public-keys.pem")
 
 
 @pytest.mark.parametrize("order", [("gpu", "model-fetch"), ("model-fetch", "gpu")], ids="-".join)

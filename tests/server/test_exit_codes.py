@@ -20,6 +20,8 @@ from app.errors import StartupError
 from app.main import create_app
 from app.settings import Settings
 from tests.process import ROOT, START_SECONDS, ServerProcess, warning_libraries
+from tests.signing import KEY, REFUSALS, Refusal, public_file, signed_copy
+from tests.signing import named as named_refusals
 from tests.unit.runtime.test_loading import FAILURES, Failure, good_artifacts, named
 
 # One of each kind: the rest goes through the same gate in test_gate and test_verify.
@@ -40,6 +42,8 @@ REPRESENTATIVE = {
     "text answers otherwise",
     "CUDA is not here",
 }
+# Of those that tests.signing has.
+UNSIGNED = {"no signature", "another key", "changed file", "missing file", "extra file", "no JSON", "payload type"}
 CHOSEN = [failure for failure in FAILURES if failure.what in REPRESENTATIVE]
 
 
@@ -92,6 +96,22 @@ def test_a_model_that_cannot_be_served_ends_the_process_before_it_is_ever_ready(
         assert [part for part in failure.says if part not in line] == []
         # Standard output is log lines and nothing else.
         assert len(server.logs()) == len(server.output().splitlines())
+
+
+@pytest.mark.parametrize("refusal", **named_refusals([each for each in REFUSALS if each.what in UNSIGNED]))
+def test_a_model_that_none_of_the_keys_signed_as_it_is_ends_the_process_too(good, tmp_path, refusal: Refusal):
+    folder = signed_copy(good["tensors"], tmp_path / "artifact")
+    refusal.damage(folder)
+    with ServerProcess(folder, model_public_key=public_file(tmp_path, KEY)) as server:
+        assert server.wait() == 3, server.output()
+        assert refusal.says in only_line(server.errors())
+        assert [line for line in server.logs() if line["event"] == "ready"] == []
+
+
+def test_a_model_that_one_of_the_keys_signed_is_served(good, tmp_path):
+    folder = signed_copy(good["tensors"], tmp_path / "artifact")
+    with ServerProcess(folder, model_public_key=public_file(tmp_path, KEY)) as server:
+        assert server.ready().metric("model_load_seconds", stage="signature") > 0
 
 
 def test_what_libraries_warn_of_goes_to_the_log_and_not_beside_the_one_line(good, tmp_path):

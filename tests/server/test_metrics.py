@@ -125,7 +125,7 @@ def test_every_label_value_is_there_before_the_first_request(fresh: str) -> None
         *(key("inference_request_duration_seconds_count", route=route) for route in ROUTES),
         *(key("inference_tokens_total", kind=kind) for kind in ("real", "padding")),
         *(key("inference_rejected_total", reason=reason) for reason in REASONS),
-        *(key("model_load_seconds", stage=stage) for stage in ("verifying", "loading", "warming")),
+        *(key("model_load_seconds", stage=stage) for stage in ("signature", "verifying", "loading", "warming")),
     ]
     assert [sample for sample in expected if samples.get(sample) != 0] == []
 

@@ -12,6 +12,8 @@ from tests.process import ROOT
 COMMANDS = (
     "model.package",
     "model.verify",
+    "model.sign",
+    "model.bom",
     "model.compare",
     "model.fetch",
     "model.release",

@@ -29,6 +29,8 @@ def test_without_any_variable_the_bundled_model_is_served_on_port_8000():
         ("APP_MODEL_DIR", "/models/mine", "model_dir", Path("/models/mine")),
         ("APP_MODEL_DIGEST", "0a" * 32, "model_digest", "0a" * 32),
         ("APP_MODEL_DIGEST", "", "model_digest", ""),
+        ("APP_MODEL_PUBLIC_KEY", "/keys/public.pem", "model_public_key", Path("/keys/public.pem")),
+        ("APP_MODEL_PUBLIC_KEY", "", "model_public_key", None),
         ("APP_PROVIDER", "cuda", "provider", "cuda"),
         ("APP_PROVIDER", "CPU", "provider", "cpu"),
         ("APP_PROVIDER", "Auto", "provider", "auto"),

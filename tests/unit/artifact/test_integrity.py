@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.artifact.integrity import CHUNK_BYTES, checksum_of, verify_files, verify_manifest
+from app.artifact.integrity import checksum_of, verify_files, verify_manifest
 from app.artifact.manifest import MANIFEST, Artifact, read_artifact
 from app.errors import ArtifactError
 from tests.unit.artifact.test_manifest import entry, minimal, write
@@ -52,7 +52,7 @@ def test_a_link_that_comes_to_lead_out_after_reading_is_refused_when_verified(tm
 
 
 def test_a_file_larger_than_one_chunk_is_checked_to_its_end(tmp_path):
-    content = bytearray(3 * CHUNK_BYTES + 17)
+    content = bytearray((3 << 20) + 17)
     manifest = minimal()
     manifest["files"]["model.onnx"] = entry(bytes(content))
     folder = write(tmp_path, manifest)
