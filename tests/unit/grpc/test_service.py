@@ -82,7 +82,7 @@ class Service:
         if self._model is not None:
             batcher = Batcher(self._model.run, Limits(1, 8, 8192, 64), 1e9)
             batcher.start()
-            self.lifecycle.serve(Predictor(self._model, batcher, self.metrics.statistics))
+            self.lifecycle.serve(Predictor(self._model, batcher, self.metrics))
         return self
 
     async def __aexit__(self, *_: object) -> None:
