@@ -655,7 +655,10 @@ def test_what_it_needs_is_only_what_its_image_holds():
         "print(own, heavy)\n"
     )
     said = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True)
-    artifact = ["app.artifact", *(f"app.artifact.{name}" for name in ("datatypes", "integrity", "manifest"))]
+    artifact = [
+        "app.artifact",
+        *(f"app.artifact.{name}" for name in ("datatypes", "integrity", "manifest", "signature")),
+    ]
     own = ["app", *artifact, "app.errors", "model", "model.fetch"]
     assert said == f"{own} set()\n"
     dockerfile = (ROOT / "docker" / "fetch.Dockerfile").read_text()
