@@ -56,6 +56,12 @@ def _options(parser: LocustArgumentParser) -> None:
     option("kinds", "for a text model: single, batch, oip or all of them", choices=(*KINDS, "all"), default="all")
     option("batch-rows", "texts in one batch request", type=int, default=8)
     option("model", "its name, if the server has several or does not list them", default="")
+    option(
+        "trace-ratio",
+        "share of requests that begin a trace of their own, sampled, by traceparent",
+        type=float,
+        default=0.0,
+    )
     option("size", "most that an axis of a random tensor that may vary has", type=int, default=8)
     option("mix", f"shares of {', '.join(MIX)} texts", default=",".join(str(share) for share, _, _ in MIX.values()))
     option("slo-p95-ms", "objective; violated: exit code 1", type=float, default=100.0)
@@ -122,14 +128,21 @@ class _Client(FastHttpUser):
     def send(self, kind: str, due: float | None = None) -> None:
         """One request of a kind; `due` is when it should have left, if nothing waited."""
         name, payload = self.request(kind)
+        headers = dict(payload.headers) | self.traced()
         with self.client.post(
-            payload.path, data=payload.body, headers=dict(payload.headers), name=name, catch_response=True
+            payload.path, data=payload.body, headers=headers, name=name, catch_response=True
         ) as response:
             if response.status_code >= 400:
                 # Numbers would make every message another one.
                 response.failure(f"{response.status_code}: {NUMBER.sub('#', shown(response.content))}")
             if due is not None:
                 response.request_meta["response_time"] = (time.perf_counter() - due) * 1e3
+
+    def traced(self) -> dict[str, str]:
+        """W3C's header of a trace that begins here and is sampled, for its share of the requests."""
+        if random.random() >= self.environment.parsed_options.trace_ratio:
+            return {}
+        return {"traceparent": f"00-{random.getrandbits(128) | 1:032x}-{random.getrandbits(64) | 1:016x}-01"}
 
     def request(self, kind: str) -> tuple[str, Payload]:
         """Name in the statistics, and what is sent."""

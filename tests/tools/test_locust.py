@@ -14,6 +14,7 @@ import pytest
 from loadtest.benchmark.server import free_port
 from loadtest.texts import MIX, mixed
 from tests import onnx_models
+from tests.otlp_receiver import Receiver
 from tests.process import ROOT, ServerProcess
 
 LOCUSTFILE = ROOT / "loadtest" / "locustfile.py"
@@ -65,6 +66,21 @@ def test_closed_loop_users_send_all_kinds_and_nothing_fails(server, tmp_path):
     assert set(rows) == {"/predict", "/predict/batch", "/v2/models/infer"}
     assert count(rows, column="num_failures") == 0
     assert "objective held" in output
+
+
+def test_a_share_of_the_requests_begins_a_trace(tmp_path):
+    receiver = Receiver()
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    with ServerProcess(environment=receiver.environment | sampler) as server:
+        server.ready()
+        arguments = ("--users", 4, "--spawn-rate", 4, "--run-time", "2s", "--trace-ratio", 0.5, "--kinds", "single")
+        code, output, rows = locust(server, *arguments, folder=tmp_path)
+        assert code == 0, output
+        spans = receiver.named("POST /predict")
+        # What began elsewhere, each in a trace of its own; the server alone samples nothing.
+        assert all(span.parent_span_id for span in spans)
+        assert len({span.trace_id for span in spans}) == len(spans) <= count(rows)
+    receiver.close()
 
 
 def test_a_trace_from_csv_is_replayed_as_an_open_loop_by_two_processes(server, tmp_path):
