@@ -19,7 +19,11 @@ ROUNDS = 5
 
 def main() -> None:
     """Prints a table: median p50 in milliseconds of ROUNDS turns, in which all servers have the same load in turn."""
-    parser = argparse.ArgumentParser(prog="python -m loadtest.benchmark.alone", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.benchmark.alone",
+        description=__doc__,
+        epilog="example: python -m loadtest.benchmark.alone --artifact my-model --threads 4",
+    )
     parser.add_argument("--artifact", type=text_artifact, default=SERVED, help="a text model's folder")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each load")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="APP_RUNNER_THREADS of the wide server")

@@ -127,6 +127,7 @@ def custom(kind: str) -> Object:
         ),
         Variation("base", ("gateway", "argo-rollouts")),
         Variation("gateway"),
+        Variation("base", ("image-policy",)),
         Variation("jobs/batch-ray"),
         Variation("jobs/train-distributed"),
     )

@@ -133,7 +133,7 @@ EVERYTHING = ("placeholder", "image-prepull", "autoscale-keda", "queue", "queue-
 @pytest.mark.parametrize(
     "variation",
     [
-        Variation("base", ("canary", *EVERYTHING, "cost-labels"), workers=True),
+        Variation("base", ("gateway", "canary", *EVERYTHING, "cost-labels"), workers=True),
         *(Variation(f"jobs/{name}", ("cost-labels",)) for name in JOBS),
     ],
     ids=str,

@@ -44,7 +44,7 @@ ENDPOINT_SECONDS = 10
 # A worker waits for its last read, gives back, and closes.
 GIVE_BACK_SECONDS = 5
 APP = "app.kubernetes.io/name"
-NAMES = {"sentiment-inference", "sentiment-inference-gateway", "sentiment-inference-valkey"}
+NAMES = {f"sentiment-inference{part}" for part in ("", "-gateway", "-valkey", "-collector")}
 # What answers nobody.
 IDLE = {"sentiment-inference-placeholder", "sentiment-inference-prepull"}
 
@@ -136,7 +136,10 @@ def test_every_pod_is_under_a_policy_that_denies_by_default(variation: Variation
 
 def names_of(objects: list[Object]) -> dict[str, set[str]]:
     """Names by kind, and what is not made here: ../README.md says who makes it."""
-    names: dict[str, set[str]] = {"Secret": {"sentiment-inference-queue"}, "PersistentVolumeClaim": {"sentiment-model"}}
+    names: dict[str, set[str]] = {
+        "Secret": {"sentiment-inference-queue", "sentiment-inference-api-keys"},
+        "PersistentVolumeClaim": {"sentiment-model"},
+    }
     if any(each["kind"] == "Secret" for each in objects):
         names["Secret"] = set()
     for each in objects:
@@ -202,23 +205,34 @@ def test_every_port_is_the_one_the_server_listens_on(variation: Variation) -> No
     for deployment in of_this_image(objects):
         server = server_of(deployment)
         has_grpc = "grpc" in variation.components and deployment in servers(objects)
-        assert ports(deployment) == ({"http": 8000, "grpc": 8001} if has_grpc else {"http": 8000})
+        has_admin = "admin-port" in variation.components and not is_worker(deployment)
+        assert ports(deployment) == {
+            "http": 8000,
+            **({"grpc": 8001} if has_grpc else {}),
+            **({"admin": 9000} if has_admin else {}),
+        }
+        assert environment(server, objects).get("APP_ADMIN_PORT") == ("9000" if has_admin else None)
         assert environment(server, objects).get("APP_GRPC_PORT") == ("8001" if has_grpc else None)
         assert environment(server, objects)["APP_PORT"] == "8000"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert server[probe]["httpGet"]["port"] == "http"
-    listening = {name_of(each): ports(each) for each in of_kind(objects, "Deployment")}
+    listening = {name_of(each): ports(each) for each in of_kind(objects, "Deployment", "DaemonSet")}
+    # Of no Service: only monitoring reaches it, and it reaches nothing else of the servers then.
+    public = {name: {key: port for key, port in found.items() if key != "admin"} for name, found in listening.items()}
     for service in of_kind(objects, "Service"):
         (behind,) = selected(service["spec"]["selector"], objects)
-        assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == listening[behind]
+        offered = {port["targetPort"]: port["port"] for port in service["spec"]["ports"]}
+        # The Services between which Argo Rollouts divides requests are HTTP's.
+        assert offered == public[behind] if name_of(service).endswith(behind) else offered == {"http": 8000}
     for policy in of_kind(objects, "NetworkPolicy"):
         # Servers and workers are under one.
         behind = selected(policy["spec"]["podSelector"]["matchLabels"], objects)
-        open_ports = sorted({port for each in behind for port in listening[each].values()})
+        open_ports = sorted({port for each in behind for port in public[each].values()})
         for rule in policy["spec"].get("ingress", []) if behind else []:
-            assert [port["port"] for port in rule["ports"]] == open_ports
+            assert [port["port"] for port in rule["ports"]] in (open_ports, [9000])
     for monitor in of_kind(objects, "PodMonitor"):
-        assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["http"]
+        asked = [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]]
+        assert asked == (["http", "admin"] if "admin-port" in variation.components else ["http"])
     for route in of_kind(objects, "HTTPRoute"):
         assert {backend["port"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]} == {8000}
     for route in of_kind(objects, "GRPCRoute"):
@@ -246,7 +260,7 @@ def test_every_pod_meets_the_restricted_standard(variation: Variation) -> None:
         }
         assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
         for volume in pod.get("volumes", []):
-            assert volume.keys() - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim", "image"}
+            assert volume.keys() - {"name"} <= {"configMap", "emptyDir", "persistentVolumeClaim", "image", "secret"}
         for container in containers_of(template):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -510,7 +524,7 @@ def test_network_policy_denies_all_but_what_is_named(variation: Variation) -> No
 
 
 @each_variation
-def test_a_server_opens_no_connection_unless_it_fetches_its_model(variation: Variation) -> None:
+def test_a_server_opens_no_connection_unless_it_fetches_its_model_or_sends_traces(variation: Variation) -> None:
     objects = variation.objects()
     for server in servers(objects):
         selecting = [
@@ -518,10 +532,10 @@ def test_a_server_opens_no_connection_unless_it_fetches_its_model(variation: Var
             for policy in of_kind(objects, "NetworkPolicy")
             if matches(policy["spec"]["podSelector"]["matchLabels"], pod_labels(server))
         ]
-        fetches = "model-fetch" in variation.components or (
+        fetches = {"model-fetch", "tracing"} & {*variation.components} or (
             "canary/from-bucket" in variation.components and not is_stable(server)
         )
-        assert any("egress" in spec for spec in selecting) == fetches
+        assert any("egress" in spec for spec in selecting) == bool(fetches)
 
 
 def one(variation: Variation, kind: str, name: str = "sentiment-inference") -> Object:
