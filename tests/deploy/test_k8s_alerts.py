@@ -25,7 +25,7 @@ from tests.deploy.alerts.cluster import (
     notation,
     selector,
 )
-from tests.deploy.test_k8s_rules import QUALITY_RULES, alerts, component, known_samples, rules
+from tests.deploy.test_k8s_rules import QUALITY_RULES, alerts, component, evaluated, known_samples, rules
 from tests.manifests import Object, Variation, name_of, of_kind, tool
 
 # Alerts, each with its track where it has one.
@@ -117,9 +117,8 @@ def judged(scenarios: Sequence[Scenario], groups: list[Object], folder: Path) ->
         "promql_expr_test": [check for each in scenarios for check in each.checks()],
     }
     (folder / "rules.yaml").write_text(json.dumps({"groups": groups}))
-    (folder / "test.yaml").write_text(
-        json.dumps({"rule_files": ["rules.yaml"], "evaluation_interval": EVALUATED, "tests": [test]})
-    )
+    settings = {"rule_files": ["rules.yaml"], "evaluation_interval": EVALUATED, "group_eval_order": evaluated(groups)}
+    (folder / "test.yaml").write_text(json.dumps(settings | {"tests": [test]}))
     command = [tool("promtool", "apt-get install prometheus"), "test", "rules", str(folder / "test.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr

@@ -16,6 +16,7 @@ from tests.deploy.test_k8s_rules import (
     QUALITY_RULES,
     Object,
     alerts,
+    evaluated,
     identifiers,
     known_samples,
     promtool,
@@ -199,6 +200,7 @@ def test_the_alert_fires_as_long_as_predictions_are_not_the_references(case: Cas
     test = {
         "rule_files": ["rules.yaml"],
         "evaluation_interval": "5m",
+        "group_eval_order": evaluated(rules(QUALITY_RULES)),
         "tests": [{"interval": "5m", "input_series": series, "promql_expr_test": checks}],
     }
     (tmp_path / "test.yaml").write_text(json.dumps(test))
