@@ -41,6 +41,11 @@ class Usage:
     inference_seconds: float = 0.0
 
     @property
+    def trace_ids(self) -> dict[str, str]:
+        """What its log lines say of its trace, if there is one."""
+        return self.trace.ids if self.trace is not None else {}
+
+    @property
     def parts(self) -> list[tuple[str, float, float]]:
         """Name, beginning and end of what became of it in the batcher."""
         if not self.inference_seconds:
@@ -102,9 +107,13 @@ class Predictor:
         try:
             results = await pending.future
             delivered = time.monotonic()
+            found = await aside(_are_large(results), answer, units, results)
             if task.labels:
-                self.prediction_counter.count(predicted(cast(PredictTask, task).predictions(units, results)))
-            return await aside(_are_large(results), answer, units, results)
+                predictions = cast(PredictTask, task).predictions
+                # Mostly they are what was asked for, and need not be made twice.
+                made: Any = found if answer == predictions else predictions(units, results)
+                self.prediction_counter.count(predicted(made))
+            return found
         finally:
             usage.queue_seconds, usage.inference_seconds = pending.queue_seconds, pending.inference_seconds
             self._count(pending, usage, started, delivered)

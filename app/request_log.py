@@ -79,7 +79,7 @@ class RequestLog:
             model=name,
             model_version=version,
             **({"client": usage.client} if usage.client is not None else {}),
-            **(trace.ids if trace is not None else {}),
+            **usage.trace_ids,
         )
 
     def _model(self) -> tuple[str | None, str | None]:

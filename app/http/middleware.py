@@ -131,8 +131,8 @@ class InferenceMiddleware:
         # The last line of defence: a bug ends one request, with its place in the log and nothing of its content.
         except Exception as error:
             request.error = type(error).__name__
-            ids = {"request_id": request.id, **(request.usage.trace.ids if request.usage.trace is not None else {})}
-            logger().error("unhandled", **ids, error_type=request.error, stack=stack_of(error))
+            ids = request.usage.trace_ids
+            logger().error("unhandled", request_id=request.id, **ids, error_type=request.error, stack=stack_of(error))
             return Response(500, INTERNAL_ERROR)
 
     def _record(self, request: InferenceRequest) -> None:

@@ -117,7 +117,7 @@ class Worker:
                 tokens=usage.tokens,
                 queue_ms=round(usage.queue_seconds * 1000, 3),
                 inference_ms=round(usage.inference_seconds * 1000, 3),
-                **(trace.ids if trace is not None else {}),
+                **usage.trace_ids,
             )
             if trace is not None:
                 attributes: dict[str, str | int] = {"job.id": job.id, "job.status": status, "rows": usage.rows}
