@@ -28,7 +28,9 @@ def _samples(text: str) -> Samples:
 
 
 def _scrape(options: list[str], namespace: str, pod: Object) -> Samples:
-    port = next((each["containerPort"] for each in container_ports([pod]) if each.get("name") == "http"), 8000)
+    ports = {each.get("name"): each["containerPort"] for each in container_ports([pod])}
+    # With components/admin-port they are there alone.
+    port = ports.get("admin") or ports.get("http", 8000)
     path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}:{port}/proxy/metrics"
     text, said = kubectl([*options, "get", "--raw", path])
     if said:

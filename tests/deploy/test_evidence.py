@@ -118,6 +118,16 @@ def test_a_candidate_that_does_as_well_as_the_stable_pods_is_promoted(kubectl: K
     assert {each["state"] for each in answer.checks.values()} == {"ok", "-"}
 
 
+def test_metrics_on_a_port_of_their_own_are_read_there(kubectl: Kubectl) -> None:
+    parts = release()
+    (container,) = parts["pod"]["spec"]["containers"]
+    container["ports"].append({"name": "admin", "containerPort": 9000, "protocol": "TCP"})
+    raw = {path_of(STABLE_POD).replace(":8000/", ":9000/"): [WELL]}
+    answer = Answer(kubectl.run(list(parts.values()), "--seconds", "0", "--json", raw=raw))
+
+    assert answer.checks["requests"]["values"] == {"stable": 2000}
+
+
 def test_without_a_candidate_the_release_itself_is_judged(kubectl: Kubectl) -> None:
     well = ask(kubectl, release())
     failing = ask(kubectl, release(), metrics(2000, errors=100))
