@@ -227,6 +227,8 @@ UPGRADE ?= --upgrade
 LOCK := pip-compile --quiet $(UPGRADE) --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 LESS_TORCH := --no-allow-unsafe --unsafe-package torch --constraint $(TRAIN)/torch.txt
+# With the pins of what an extra shares an image with: pip takes no two versions.
+IN_ONE_IMAGE := --constraint docker/requirements-cpu.txt --constraint docker/requirements-scoring.txt
 # An extra alone, without what the server needs.
 PROJECT_EXTRAS := tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
 EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*$(PROJECT_EXTRAS)[sys.argv[1]], sep="\n")'
@@ -243,13 +245,11 @@ lock: $(VENV)/dev ## pin dependencies anew, by hash and without index addresses;
 	$(EXTRA) train | $(BIN)/$(LOCK) $(LESS_TORCH) - -o docker/requirements-train.txt
 	$(BIN)/$(LOCK) $(LESS_TORCH) pyproject.toml --extra cpu --extra queue --extra train --extra train-test -o docker/requirements-train-test.txt
 	$(EXTRA) queue | $(BIN)/$(LOCK) - -o docker/requirements-queue.txt
-	$(EXTRA) tracing | $(BIN)/$(LOCK) - -o docker/requirements-tracing.txt
 	$(EXTRA) sign | $(BIN)/$(LOCK) - -o docker/requirements-sign.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra queue --extra sign --extra sign-test -o docker/requirements-sign-test.txt
 	$(EXTRA) scoring | $(BIN)/$(LOCK) - -o docker/requirements-scoring.txt
-	@# With the pins of what it shares an image with.
-	$(EXTRA) grpc | $(BIN)/$(LOCK) --constraint docker/requirements-cpu.txt --constraint docker/requirements-scoring.txt \
-		- -o docker/requirements-grpc.txt
+	$(EXTRA) tracing | $(BIN)/$(LOCK) $(IN_ONE_IMAGE) - -o docker/requirements-tracing.txt
+	$(EXTRA) grpc | $(BIN)/$(LOCK) $(IN_ONE_IMAGE) - -o docker/requirements-grpc.txt
 	$(BIN)/$(LOCK) pyproject.toml --extra cpu --extra scoring --extra ray --extra dev -o docker/requirements-ray.txt
 	$(EXTRA) supply | $(BIN)/$(LOCK) - -o docker/requirements-supply.txt
 	$(EXTRA) fuzz | $(BIN)/$(LOCK) - -o docker/requirements-fuzz.txt

@@ -63,6 +63,19 @@ def command(hook: dict) -> list[str]:
     return [found, *arguments]
 
 
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_locks_that_go_into_one_image_have_one_version_of_each_package(kind):
+    # pip refuses two, but only where an image is built.
+    copied = set(re.findall(r"docker/requirements-[a-z]+\.txt", (ROOT / "docker" / f"{kind}.Dockerfile").read_text()))
+    pins = {}
+    for path in copied:
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / path).read_text(), re.MULTILINE):
+            pins.setdefault(name, set()).add(version)
+
+    assert f"docker/requirements-{kind}.txt" in copied
+    assert {name: versions for name, versions in pins.items() if len(versions) > 1} == {}
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
 def test_a_hook_runs_what_is_installed_and_downloads_nothing(hook):
     assert hook["language"] == "system"
