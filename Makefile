@@ -150,9 +150,16 @@ IMAGE ?= $(PROJECT)
 # The artifact that goes into images and releases: the one that the server takes by itself.
 MODEL ?= $(shell awk -F '"' '/ model_dir: Path/{print $$2; exit}' app/settings.py)
 # Where there is no image registry: a base from Debian's packages, built without a container engine's network.
-TEST_BASE := localhost/debian-python:bookworm
+TEST_BASE := localhost/debian-python:trixie
 TEST_IMAGE := localhost/$(PROJECT):test
 TEST_MODEL := artifacts/test-model
+
+# With SBOM=1 an image's build also writes what the image holds to sbom/, and that file's digest into a label of the image.
+IMAGES := cpu gpu scoring scoring-gpu fetch train
+ifdef SBOM
+$(IMAGES:%=image-%): image-%: sbom-%
+$(IMAGES:%=image-%): override export SBOM = sbom/$(@:image-%=%).cdx.json
+endif
 
 image-cpu: ## the CPU server's image with the artifact MODEL=DIR, with docker, podman or buildah (BUILDER=, PLATFORM=, PUSH=1)
 	RECORD=SERVER_IMAGE sh docker/build.sh cpu $(IMAGE):$(VERSION) "$(MODEL)"
@@ -179,13 +186,13 @@ base-digests: ## pin what images are built on: asks the registry for the digest,
 	sh docker/base-digests.sh
 
 # What each image's Python packages are locked to: all that pip installs in it, but PyTorch.
-LOCKS_cpu := cpu queue sign tracing
-LOCKS_gpu := gpu queue sign tracing
-LOCKS_scoring := cpu queue sign tracing scoring
+LOCKS_cpu = cpu queue sign tracing $(EXTRAS)
+LOCKS_gpu = gpu queue sign tracing $(EXTRAS)
+LOCKS_scoring = $(LOCKS_cpu) scoring
+LOCKS_scoring-gpu = $(LOCKS_gpu) scoring
 LOCKS_fetch := fetch
 LOCKS_train := train
 LOCK_FILES = $(patsubst %,docker/requirements-%.txt,$(LOCKS_$(1)))
-IMAGES := cpu gpu scoring fetch train
 # Of the artifact, where its manifest's lineage has no `license`.
 MODEL_LICENCE ?= Apache-2.0
 
@@ -199,7 +206,7 @@ sbom-%: .venv-supply/ready $(VENV)/dev
 		| .venv-supply/bin/python -W ignore -m cyclonedx_py requirements - --pyproject pyproject.toml \
 		--mc-type application --spec-version 1.6 --output-reproducible --output-file sbom/$*.cdx.json
 	@# The servers' images have the model in them.
-	$(if $(filter cpu gpu scoring,$*),$(BIN)/python -m model.bom "$(MODEL)" --licence $(MODEL_LICENCE) --into sbom/$*.cdx.json)
+	$(if $(filter cpu gpu scoring scoring-gpu,$*),$(BIN)/python -m model.bom "$(MODEL)" --licence $(MODEL_LICENCE) --into sbom/$*.cdx.json)
 
 licences: $(VENV)/dev ## the licence of each dependency of the images, held to those that are allowed (docker/licences.py)
 	$(BIN)/python docker/licences.py $(sort $(foreach image,$(IMAGES),$(call LOCK_FILES,$(image))))
@@ -214,12 +221,19 @@ image-tools: ## install what image-test needs, from Debian's packages (as root)
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends buildah podman runc debootstrap git
 
-image-test: $(VENV)/dev ## build the CPU image on a Debian base with buildah and run it with podman (as root)
+TEST_BUILD = BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)$(1)" \
+	sh docker/build.sh cpu $(TEST_IMAGE)$(2) $(TEST_MODEL)
+image-test: $(VENV)/dev .venv-supply/ready ## build the CPU image twice on Debian bases with buildah and run it with podman (as root)
 	buildah inspect $(TEST_BASE) >/dev/null 2>&1 || sh docker/debian-base.sh $(TEST_BASE)
-	buildah rmi $(TEST_IMAGE) >/dev/null 2>&1 || true
+	buildah rmi $(TEST_IMAGE) $(TEST_IMAGE)-again >/dev/null 2>&1 || true
 	$(BIN)/python -m tests.text_model $(TEST_MODEL)
-	BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)" \
-		sh docker/build.sh cpu $(TEST_IMAGE) $(TEST_MODEL)
+	$(MAKE) --no-print-directory sbom-cpu MODEL=$(TEST_MODEL)
+	SBOM=sbom/cpu.cdx.json $(call TEST_BUILD)
+	.venv-supply/bin/python docker/check_sbom.py sbom/cpu.cdx.json
+	@# A base of the same content with a digest of its own, and nothing from the cache: what is built on it must be the same.
+	container=$$(buildah from $(TEST_BASE)) && buildah config --label again=true $$container \
+		&& buildah commit --quiet --rm $$container $(TEST_BASE)-again
+	$(call TEST_BUILD,-again --no-cache,-again)
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/deploy/test_images.py $(ARGS)
 
 # Without UPGRADE, pins that still fit stay: for a dependency that is added.

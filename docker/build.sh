@@ -8,6 +8,8 @@
 # PLATFORM     what it is built for, such as linux/arm64, or linux/amd64,linux/arm64 for a list of both; else this machine's
 # PUSH         not empty: pushes the image and notes its digest, as RECORD=TAG@DIGEST in artifacts/images.env
 # RECORD       its name in k8s/release/release.env, such as SERVER_IMAGE
+# SBOM         the BOM of what the image is locked to, which gets what the built image holds; its sha256 becomes a label
+# SOURCE_DATE_EPOCH  seconds: the time of the image and of its files, 0 if not set
 # PYTHON       reads the version, the model's manifest and pip's configuration; standard library and pip only
 # DRY_RUN      not empty: prints the builder's commands in place of running them
 set -eu
@@ -19,6 +21,12 @@ if [ -n "$holds_model" ] && [ ! -f "$artifact/manifest.json" ]; then
     exit 2
 fi
 [ -z "${PUSH:-}" ] || : "${RECORD:?has to say what is pushed, such as SERVER_IMAGE}"
+case ${SBOM:+${PLATFORM:-}} in
+    *,*)
+        echo "docker/build.sh: SBOM=$SBOM is of one image: expected one PLATFORM, found $PLATFORM" >&2
+        exit 2
+        ;;
+esac
 [ -z "$holds_model" ] || artifact=$(cd "$artifact" && pwd)
 cd "$(dirname "$0")/.."
 
@@ -76,24 +84,47 @@ fi
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
 
-# Podman and Buildah default to OCI's image format, which has no health check; several platforms make a list, not an image.
-named=--tag
-if [ "$builder" != docker ]; then
-    set -- --format docker "$@"
+# The same files are the same layer, wherever and whenever they are built: nodes pull of a release what it changes.
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}"
+if created=$(git log -1 --format=%cI 2>/dev/null); then
+    set -- "$@" --label "org.opencontainers.image.created=$created"
+fi
+
+named=--tag push=
+if [ "$builder" = docker ]; then
+    set -- --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" "$@"
+    [ -z "${PUSH:-}" ] || push="--output type=registry,rewrite-timestamp=true --metadata-file $scratch/metadata.json"
+else
+    # They default to OCI's image format, which has no health check; Buildah to one layer for all.
+    set -- --format docker --layers --timestamp "$SOURCE_DATE_EPOCH" "$@"
+    # Several platforms make a list, not an image.
     case ${PLATFORM:-} in *,*) named=--manifest ;; esac
-elif [ -n "${PUSH:-}" ]; then
-    set -- "$@" --push --metadata-file "$scratch/metadata.json"
 fi
 
 run() { ${DRY_RUN:+echo} "$@"; }
 export DOCKER_BUILDKIT=1
 # BUILD_FLAGS is a list of words.
 # shellcheck disable=SC2086
-run "$builder" build --file "docker/$kind.Dockerfile" "$named" "$tag" "$@" \
-    ${PLATFORM:+--platform "$PLATFORM"} \
-    --build-arg VERSION="$("$python" -c 'import app; print(app.__version__)')" \
-    --build-arg REVISION="$revision" \
-    ${BUILD_FLAGS:-} .
+build() {
+    run "$builder" build --file "docker/$kind.Dockerfile" "$named" "$tag" "$@" \
+        ${PLATFORM:+--platform "$PLATFORM"} \
+        --build-arg VERSION="$version" --build-arg REVISION="$revision" \
+        ${BUILD_FLAGS:-} .
+}
+version=$("$python" -c "import app; print(app.__version__)")
+if [ -n "${SBOM:-}" ]; then
+    build "$@"
+    case $builder in
+        buildah) run buildah push --quiet "$tag" "docker-archive:$scratch/image.tar" ;;
+        *) run "$builder" save --output "$scratch/image.tar" "$tag" ;;
+    esac
+    run .venv-supply/bin/python docker/image_sbom.py "$scratch/image.tar" "$SBOM"
+    rm -f "$scratch/image.tar"
+    # From the cache, but for the label.
+    set -- "$@" --label "sentiment-inference.sbom.digest=$(sha256sum "$SBOM" | cut -d ' ' -f 1)"
+fi
+# shellcheck disable=SC2086
+build "$@" $push
 [ -n "${DRY_RUN:-}" ] || echo "$tag built with $builder"
 [ -n "${PUSH:-}" ] || exit 0
 

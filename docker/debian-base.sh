@@ -1,11 +1,11 @@
 #!/bin/sh
 # A base image from Debian's packages alone, for machines that reach no image registry: docker/debian-base.sh TAG.
-# Needs root, debootstrap and buildah. Debian's python3 (bookworm: 3.11) instead of the official image's.
+# Needs root, debootstrap and buildah. Debian's python3 (trixie: 3.13) instead of the official image's.
 #
-# SUITE   Debian's release, bookworm if not set
+# SUITE   Debian's release, trixie if not set
 # MIRROR  where its packages are, if not debootstrap's own choice
 set -eu
-tag=$1 suite=${SUITE:-bookworm}
+tag=$1 suite=${SUITE:-trixie}
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT

@@ -119,6 +119,42 @@ def test_the_base_s_digest_is_what_the_registry_says_if_that_is_one(docker, answ
         assert after == before
 
 
+def test_every_file_of_an_image_has_the_same_time_whenever_it_is_built():
+    assert " --timestamp 0 " in build("cpu", "x:1", text_model()).stdout
+    assert " --timestamp 7 " in build("cpu", "x:1", text_model(), SOURCE_DATE_EPOCH="7").stdout
+
+
+def test_docker_gives_files_their_time_when_it_pushes(docker):
+    given = {"PATH": with_program(docker.parent, "docker", ""), "BUILDER": "docker", "DRY_RUN": "1", **OWN_BASE}
+    pushed = run(docker / "build.sh", "fetch", "x:1", PUSH="1", RECORD="FETCH_IMAGE", **given).stdout
+    assert " --build-arg SOURCE_DATE_EPOCH=0 " in pushed
+    assert " --output type=registry,rewrite-timestamp=true " in pushed
+    assert "--timestamp" not in pushed
+    assert "--output" not in run(docker / "build.sh", "fetch", "x:1", **given).stdout
+
+
+def test_with_a_bom_the_image_is_built_looked_through_and_labelled_before_it_is_pushed(docker):
+    bom = docker.parent / "cpu.cdx.json"
+    bom.write_text("{}")
+    given = {"PATH": with_program(docker.parent, "docker", ""), "BUILDER": "docker", "DRY_RUN": "1", **OWN_BASE}
+    done = run(docker / "build.sh", "fetch", "x:1", SBOM=str(bom), PUSH="1", RECORD="FETCH_IMAGE", **given)
+    assert done.returncode == 0, done.stderr
+    first, saved, looked, second = done.stdout.splitlines()
+    assert "--output" not in first
+    assert saved.startswith("docker save --output ")
+    assert looked.endswith(f"docker/image_sbom.py {saved.split()[3]} {bom}")
+    assert f"--label sentiment-inference.sbom.digest={file_entry(bom).sha256} " in second
+    assert second.startswith(first[: first.index(" --build-arg VERSION")])
+    assert " --output type=registry" in second
+
+
+def test_a_bom_is_of_one_image():
+    done = build("fetch", "x:1", SBOM="sbom/fetch.cdx.json", PLATFORM="linux/amd64,linux/arm64")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "expected one PLATFORM, found linux/amd64,linux/arm64" in line
+
+
 @pytest.mark.parametrize(("platform", "named"), [("linux/arm64", "--tag"), ("linux/amd64,linux/arm64", "--manifest")])
 def test_several_platforms_make_a_list_of_images(platform, named):
     done = build("fetch", "x:1", PLATFORM=platform, PUSH="1", RECORD="FETCH_IMAGE")

@@ -1,4 +1,4 @@
-"""What the images hold: licences that are allowed, and an audit that says what it did not look up."""
+"""What the images hold: licences that are allowed, an audit that says what it did not look up, the BOM of a built image."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from docker.audit import verdict
+from docker.image_sbom import merged
 from docker.licences import NOT_INSTALLED, judged, licence_of, packages
 from tests.process import ROOT
 
@@ -80,3 +81,79 @@ def test_an_audit_passes_only_what_a_database_knows_and_knows_nothing_bad_of(pac
     lines, found = verdict(packages, complete)
     assert found == code
     assert says in "\n".join(lines)
+
+
+def bom(*components: dict, tool: str, needs: dict[str, list[str]] | None = None) -> dict:
+    """As cyclonedx-py and syft write one."""
+    labels = {"syft:image:labels:org.opencontainers.image." + name: name for name in ("title", "version")}
+    return {
+        "metadata": {
+            "tools": {"components": [{"name": tool}]},
+            "component": {"bom-ref": "root"},
+            "properties": [{"name": name, "value": value} for name, value in labels.items()],
+        },
+        "components": list(components),
+        "dependencies": [{"ref": ref, "dependsOn": others} for ref, others in (needs or {}).items()],
+    }
+
+
+def locked(name: str, version: str, **more: object) -> dict:
+    hashes = [{"alg": "SHA-256", "content": name}]
+    return {"type": "library", "bom-ref": f"lock-{name}", "name": name, "version": version, "hashes": hashes, **more}
+
+
+def found(name: str, version: str, kind: str = "pypi", **more: object) -> dict:
+    """A package that syft found in a file system."""
+    purl = f"pkg:{kind}/{name}@{version}"
+    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl, **more}
+
+
+def image_bom() -> tuple[dict, list[str], list[str]]:
+    return merged(
+        bom(
+            locked("some-lib", "1.0"),
+            locked("other", "2.0"),
+            locked("gone", "3.0"),
+            {"type": "machine-learning-model", "bom-ref": "model", "name": "m"},
+            tool="cyclonedx-py",
+            needs={"root": ["lock-some-lib", "lock-gone"]},
+        ),
+        bom(
+            found("Some_Lib", "1.0", licenses=[{"license": {"id": "MIT"}}]),
+            found("other", "2.1", properties=[{"name": "syft:cpe23", "value": "a"}, {"name": "b", "value": "c"}]),
+            found("libc6", "2.41-12", "deb/debian"),
+            {"type": "file", "bom-ref": "file", "name": "/etc/hosts"},
+            tool="syft",
+            needs={"pkg:pypi/Some_Lib@1.0": ["pkg:deb/debian/libc6@2.41-12", "file"]},
+        ),
+    )
+
+
+def test_an_images_bom_is_what_its_file_system_has_with_the_hashes_of_its_locks():
+    whole, _, _ = image_bom()
+    by_name = {each["name"]: each for each in whole["components"]}
+    assert by_name.keys() == {"some-lib", "other", "libc6", "m"}
+    assert by_name["some-lib"]["hashes"] == [{"alg": "SHA-256", "content": "some-lib"}]
+    assert by_name["some-lib"]["licenses"] == [{"license": {"id": "MIT"}}]
+    assert by_name["other"]["version"] == "2.1"
+    assert by_name["other"]["properties"] == [{"name": "b", "value": "c"}]
+    assert "hashes" not in by_name["other"]
+    assert [each["name"] for each in whole["metadata"]["tools"]["components"]] == ["cyclonedx-py", "syft"]
+    subject = {"bom-ref": "root", "type": "container", "name": "title", "version": "version"}
+    assert whole["metadata"]["component"] == subject
+
+
+def test_an_images_bom_says_which_of_its_packages_no_lock_has_and_which_of_a_lock_are_not_there():
+    assert image_bom()[1:] == (["other 2.1"], ["gone 3.0", "other 2.0"])
+
+
+def test_who_needs_whom_in_an_image_is_of_what_is_there():
+    needs = {each["ref"]: each.get("dependsOn", []) for each in image_bom()[0]["dependencies"]}
+    assert needs["root"] == ["lock-some-lib"]
+    assert needs["lock-some-lib"] == ["pkg:deb/debian/libc6@2.41-12"]
+
+
+def test_the_same_image_has_the_same_bom():
+    first, second = image_bom()[0], image_bom()[0]
+    assert first == second
+    assert first["serialNumber"].startswith("urn:uuid:")

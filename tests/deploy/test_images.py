@@ -3,6 +3,7 @@
 `make image-test` runs these: they need Podman, and an image named by TEST_IMAGE with the model of tests.text_model.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -206,6 +207,27 @@ def test_its_labels_say_what_is_in_it(config, server):
     assert labels["org.opencontainers.image.version"] == version
     revision = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == revision
+
+
+def test_its_bom_has_what_its_file_system_has_and_its_label_that_bom_s_digest(config):
+    path = ROOT / "sbom" / "cpu.cdx.json"
+    assert config["Labels"]["sentiment-inference.sbom.digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    components = {each["name"]: each for each in json.loads(path.read_text())["components"]}
+    assert components["libc6"]["purl"].startswith("pkg:deb/debian/libc6@")
+    assert components[NAME]["type"] == "machine-learning-model"
+    for name in ("numpy", "onnxruntime", "cryptography", "redis"):
+        # The lock's hashes, of what is installed.
+        assert components[name]["externalReferences"], name
+        assert {"name": "syft:package:type", "value": "python"} in components[name]["properties"]
+
+
+def test_built_twice_on_bases_of_the_same_content_it_has_the_same_layers():
+    def layers(image: str) -> list[str]:
+        return json.loads(podman("image", "inspect", image).stdout)[0]["RootFS"]["Layers"]
+
+    # Above the base: pip taken away, libraries, model, code.
+    assert layers(IMAGE)[-4:] == layers(f"{IMAGE}-again")[-4:]
+    assert layers(IMAGE) != layers(f"{IMAGE}-again")
 
 
 def test_its_user_is_a_number_and_it_stops_on_sigterm(config):

@@ -1,0 +1,102 @@
+"""What a built image holds: `python docker/image_sbom.py ARCHIVE BOM`, as docker/build.sh does with SBOM=BOM.
+
+ARCHIVE is the image as docker and podman save it, BOM what its lock files say (`make sbom-cpu`). Syft looks through the file
+system; of each Python package BOM keeps the hashes that the lock has, and gets the others, Debian's packages and the interpreter.
+A package that is locked but not there goes. What no lock has is said on stderr: with PyTorch and its libraries that is as it must
+be. The same image is the same BOM.
+"""
+
+# ruff: noqa: S603 - it runs syft
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+Json = dict[str, Any]
+SYFT = Path(sys.executable).with_name("syft")
+# Whole packages; syft also lists their files.
+TYPES = ("library", "application", "operating-system")
+PYTHON = "pkg:pypi/"
+LABEL = "syft:image:labels:org.opencontainers.image."
+# Guesses at names in a vulnerability database, and layers of the base, which are others in each build of it.
+LEFT_OUT = re.compile(r"syft:cpe23|syft:location:\d+:layerID")
+
+
+def scan(archive: Path) -> Json:
+    """Syft's BOM of an image's file system, all layers as one. It asks nobody for anything."""
+    command = [SYFT, "scan", f"docker-archive:{archive}", "--quiet", "--output", "cyclonedx-json@1.6"]
+    quiet = os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"}
+    return dict(json.loads(subprocess.run(command, env=quiet, stdout=subprocess.PIPE, check=True).stdout))
+
+
+def identity(component: Json) -> tuple[str, str]:
+    """Which package it is, however its name is written."""
+    return re.sub(r"[-_.]+", "-", component["name"]).lower(), component.get("version", "")
+
+
+def merged(locked: Json, found: Json) -> tuple[Json, list[str], list[str]]:
+    """The image's BOM; Python packages that no lock has; those that are locked but not there."""
+    libraries = {identity(each): each for each in locked["components"] if each["type"] == "library"}
+    others = [each for each in locked["components"] if each["type"] != "library"]
+    components, unlocked, renamed = dict[str, Json](), list[str](), dict[str, str]()
+    for each in found["components"]:
+        if each["type"] not in TYPES:
+            continue
+        of_lock = None
+        if each.get("purl", "").startswith(PYTHON):
+            of_lock = libraries.pop(identity(each), None)
+            if of_lock is None:
+                unlocked.append(f"{each['name']} {each.get('version', '')}")
+        known = of_lock or {}
+        whole = each | known | {key: each[key] for key in ("licenses", "purl") if key in each}
+        told = [one for one in each.get("properties", []) if not LEFT_OUT.fullmatch(one["name"])]
+        whole["properties"] = [*told, *known.get("properties", [])]
+        renamed[each["bom-ref"]] = whole["bom-ref"]
+        components[whole["bom-ref"]] = whole
+    absent = sorted(f"{each['name']} {each['version']}" for each in libraries.values())
+    whole = locked | {
+        "components": [*(components[ref] for ref in sorted(components)), *others],
+        "dependencies": dependencies(locked, found, renamed),
+    }
+    labels = {one["name"].removeprefix(LABEL): one["value"] for one in found["metadata"]["properties"]}
+    subject = {"type": "container", "name": labels["title"], "version": labels["version"]}
+    tools = locked["metadata"]["tools"]["components"] + found["metadata"]["tools"]["components"]
+    whole["metadata"] = {
+        **locked["metadata"],
+        "component": locked["metadata"]["component"] | subject,
+        "tools": {"components": tools},
+    }
+    whole["serialNumber"] = uuid5(NAMESPACE_URL, json.dumps(whole, sort_keys=True)).urn
+    return whole, sorted(unlocked), absent
+
+
+def dependencies(locked: Json, found: Json, renamed: dict[str, str]) -> list[Json]:
+    """Who needs whom, as both say, of what is there."""
+    known = set(renamed.values()) | {locked["metadata"]["component"]["bom-ref"]}
+    needs: dict[str, set[str]] = {ref: set() for ref in known}
+    for each in [*locked.get("dependencies", []), *found.get("dependencies", [])]:
+        ref = renamed.get(each["ref"], each["ref"])
+        if ref in known:
+            needs[ref] |= {renamed.get(other, other) for other in each.get("dependsOn", [])} & known
+    return [{"ref": ref, **({"dependsOn": sorted(others)} if others else {})} for ref, others in sorted(needs.items())]
+
+
+def main() -> None:
+    """Command line: rewrites BOM."""
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    archive, path = map(Path, sys.argv[1:])
+    whole, unlocked, absent = merged(json.loads(path.read_text()), scan(archive))
+    path.write_text(json.dumps(whole, indent=2) + "\n")
+    for what, names in (("in no lock file", unlocked), ("locked, but not in the image", absent)):
+        if names:
+            print(f"{path}: {what}: {', '.join(names)}", file=sys.stderr)
+    print(f"{path}: {len(whole['components'])} components")
+
+
+if __name__ == "__main__":
+    main()
