@@ -221,8 +221,8 @@ image-tools: ## install what image-test needs, from Debian's packages (as root)
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends buildah podman runc debootstrap git
 
-TEST_BUILD = BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)$(1)" \
-	sh docker/build.sh cpu $(TEST_IMAGE)$(2) $(TEST_MODEL)
+TEST_BUILD = BUILDER=buildah BUILD_FLAGS="--isolation=chroot --network=host --build-arg BASE=$(TEST_BASE)$(1) $(2)" \
+	sh docker/build.sh cpu $(TEST_IMAGE)$(1) $(TEST_MODEL)$(1)
 image-test: $(VENV)/dev .venv-supply/ready ## build the CPU image twice on Debian bases with buildah and run it with podman (as root)
 	buildah inspect $(TEST_BASE) >/dev/null 2>&1 || sh docker/debian-base.sh $(TEST_BASE)
 	buildah rmi $(TEST_IMAGE) $(TEST_IMAGE)-again >/dev/null 2>&1 || true
@@ -230,10 +230,11 @@ image-test: $(VENV)/dev .venv-supply/ready ## build the CPU image twice on Debia
 	$(MAKE) --no-print-directory sbom-cpu MODEL=$(TEST_MODEL)
 	SBOM=sbom/cpu.cdx.json $(call TEST_BUILD)
 	.venv-supply/bin/python docker/check_sbom.py sbom/cpu.cdx.json
-	@# A base of the same content with a digest of its own, and nothing from the cache: what is built on it must be the same.
+	@# Again, on a base of the same content with a digest of its own, from other permissions, and with nothing from the cache.
+	rm -rf $(TEST_MODEL)-again && cp -r $(TEST_MODEL) $(TEST_MODEL)-again && chmod -R go= $(TEST_MODEL)-again
 	container=$$(buildah from $(TEST_BASE)) && buildah config --label again=true $$container \
 		&& buildah commit --quiet --rm $$container $(TEST_BASE)-again
-	$(call TEST_BUILD,-again --no-cache,-again)
+	$(call TEST_BUILD,-again,--no-cache)
 	TEST_IMAGE=$(TEST_IMAGE) $(BIN)/python -m pytest tests/deploy/test_images.py $(ARGS)
 
 # Without UPGRADE, pins that still fit stay: for a dependency that is added.

@@ -24,18 +24,21 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY app /srv/app
 COPY model/__init__.py model/verify.py /srv/model/
 COPY model/package /srv/model/package
+# A context of its own, --build-context model=DIR: any artifact folder, wherever it is.
+# hadolint ignore=DL3022
+COPY --from=model . /models/current
 # Libraries' own tests go. Bytecode is not checked against its source at start, because no file of an image changes.
+# Everybody may read what was copied, whatever the umask of who checked it out.
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv \
+    && chmod -R u=rwX,go=rX /srv /models
 
 
 FROM ${RUNTIME_BASE}
 # The official image brings pip; a server needs none.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/venv /opt/venv
-# A context of its own, --build-context model=DIR: any artifact folder, wherever it is.
-# hadolint ignore=DL3022
-COPY --from=model . /models/current
+COPY --from=build /models /models
 COPY --from=build /srv /srv
 WORKDIR /srv
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \

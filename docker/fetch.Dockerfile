@@ -17,7 +17,8 @@ COPY app/__init__.py app/errors.py /srv/app/
 COPY app/artifact /srv/app/artifact
 COPY model/__init__.py model/fetch.py /srv/model/
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv \
+    && chmod -R u=rwX,go=rX /srv
 
 
 FROM ${RUNTIME_BASE}

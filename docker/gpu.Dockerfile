@@ -22,15 +22,17 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY app /srv/app
 COPY model/__init__.py model/verify.py /srv/model/
 COPY model/package /srv/model/package
+# hadolint ignore=DL3022
+COPY --from=model . /models/current
 RUN find /opt/venv -type d -name tests -prune -exec rm -rf {} + \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib /srv \
+    && chmod -R u=rwX,go=rX /srv /models
 
 
 FROM ${RUNTIME_BASE}
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 COPY --from=build /opt/venv /opt/venv
-# hadolint ignore=DL3022
-COPY --from=model . /models/current
+COPY --from=build /models /models
 COPY --from=build /srv /srv
 WORKDIR /srv
 # NVIDIA_VISIBLE_DEVICES is not set: the GPUs a container gets are for the one who starts it to say.

@@ -3,7 +3,7 @@
 FROM scratch
 # A context of its own, --build-context model=DIR: any artifact folder, wherever it is.
 # hadolint ignore=DL3022
-COPY --from=model . /
+COPY --from=model --chmod=755 . /
 
 ARG REVISION=unknown
 ARG MODEL_NAME=unknown

@@ -29,7 +29,8 @@ COPY model/compare /srv/model/compare
 COPY model/package /srv/model/package
 COPY model/training /srv/model/training
 # Of PyTorch's own tests, some are for a later Python.
-RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -x torch/testing/_internal /opt/venv/lib /srv
+RUN python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -x torch/testing/_internal /opt/venv/lib /srv \
+    && chmod -R u=rwX,go=rX /srv
 
 
 FROM ${RUNTIME_BASE}

@@ -1,4 +1,4 @@
-"""What the images hold: licences that are allowed, an audit that says what it did not look up, the BOM of a built image."""
+"""What the images hold: licences that are allowed, an audit that says what it did not look up, a built image's BOM."""
 
 import subprocess
 import sys
