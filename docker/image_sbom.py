@@ -1,8 +1,8 @@
 """What a built image holds: `python docker/image_sbom.py ARCHIVE BOM`, as docker/build.sh does with SBOM=BOM.
 
 ARCHIVE is the image as docker and podman save it, BOM what its lock files say (`make sbom-cpu`). Syft looks through the
-file system: BOM gets all packages of Debian and Python that are there, with the hashes of those that are locked. What no
-lock has is said on stderr, as are packages that are locked but not there, which go. The same image is the same BOM.
+file system: BOM gets all packages of Debian and Python that are there, with the hashes of those that are locked. What
+no lock has is said on stderr, as are packages that are locked but not there, which go. The same image is the same BOM.
 """
 
 # ruff: noqa: S603 - it runs syft
