@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     )
     # Far beyond any use, so that a slip of the hand does not end in a want of memory.
     runners: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
-        "auto", description="concurrent model runs; auto: CPU quota ÷ threads, or 2 on CUDA"
+        "auto", description="concurrent model runs; auto: CPU quota, or 2 on CUDA"
     )
     runner_threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="threads of one run; auto: 1, since runs go side by side"

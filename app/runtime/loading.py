@@ -101,7 +101,8 @@ def load_model(
         if max_batch_tokens != "auto":
             tokens = max_batch_tokens
         if runners == "auto":
-            runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota() // threads or 1
+            # However many threads a run has: they are the session's, and take part where they have nothing else to do.
+            runners = CUDA_RUNNERS if session.provider == "cuda" else cpu_quota()
         task = open_task(artifact, rows)
         if not task.counts_tokens and max_batch_tokens == "auto":
             tokens = rows

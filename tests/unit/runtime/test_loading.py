@@ -624,7 +624,7 @@ def test_batches_have_the_tokens_asked_for_or_the_providers_or_as_many_as_rows(g
 
 
 @pytest.mark.parametrize(
-    ("asked", "threads", "given"), [("auto", "auto", 5), ("auto", 2, 2), ("auto", 9, 1), (3, "auto", 3), (3, 2, 3)]
+    ("asked", "threads", "given"), [("auto", "auto", 5), ("auto", 2, 5), (3, "auto", 3), (3, 2, 3)]
 )
 def test_there_are_as_many_runners_as_asked_for_or_as_the_quota_allows(good, monkeypatch, asked, threads, given):
     monkeypatch.setattr(loading, "cpu_quota", lambda: 5)
