@@ -45,21 +45,21 @@ def merged(locked: Json, found: Json) -> tuple[Json, list[str], list[str]]:
     for each in found["components"]:
         if each["type"] not in TYPES:
             continue
-        of_lock = None
+        of_lock: Json = {}
         if each.get("purl", "").startswith(PYTHON):
-            of_lock = libraries.pop(identity(each), None)
-            if of_lock is None:
+            of_lock = libraries.pop(identity(each), {})
+            if of_lock:
+                renamed[of_lock["bom-ref"]] = each["bom-ref"]
+            else:
                 unlocked.append(f"{each['name']} {each.get('version', '')}")
-        known = of_lock or {}
-        whole = each | known | {key: each[key] for key in ("licenses", "purl") if key in each}
-        told = [one for one in each.get("properties", []) if not LEFT_OUT.fullmatch(one["name"])]
-        whole["properties"] = [*told, *known.get("properties", [])]
-        renamed[each["bom-ref"]] = whole["bom-ref"]
-        components[whole["bom-ref"]] = whole
+        properties = [*of_lock.get("properties", []), *each.get("properties", [])]
+        told = [one for one in properties if not LEFT_OUT.fullmatch(one["name"])]
+        components[each["bom-ref"]] = of_lock | each | {"properties": told}
     absent = sorted(f"{each['name']} {each['version']}" for each in libraries.values())
+    root = locked["metadata"]["component"]["bom-ref"]
     whole = locked | {
         "components": [*(components[ref] for ref in sorted(components)), *others],
-        "dependencies": dependencies(locked, found, renamed),
+        "dependencies": dependencies([*locked["dependencies"], *found["dependencies"]], {root, *components}, renamed),
     }
     labels = {one["name"].removeprefix(LABEL): one["value"] for one in found["metadata"]["properties"]}
     subject = {"type": "container", "name": labels["title"], "version": labels["version"]}
@@ -73,14 +73,13 @@ def merged(locked: Json, found: Json) -> tuple[Json, list[str], list[str]]:
     return whole, sorted(unlocked), absent
 
 
-def dependencies(locked: Json, found: Json, renamed: dict[str, str]) -> list[Json]:
-    """Who needs whom, as both say, of what is there."""
-    known = set(renamed.values()) | {locked["metadata"]["component"]["bom-ref"]}
-    needs: dict[str, set[str]] = {ref: set() for ref in known}
-    for each in [*locked.get("dependencies", []), *found.get("dependencies", [])]:
+def dependencies(told: list[Json], there: set[str], renamed: dict[str, str]) -> list[Json]:
+    """Who needs whom, of what is there."""
+    needs: dict[str, set[str]] = {ref: set() for ref in there}
+    for each in told:
         ref = renamed.get(each["ref"], each["ref"])
-        if ref in known:
-            needs[ref] |= {renamed.get(other, other) for other in each.get("dependsOn", [])} & known
+        if ref in there:
+            needs[ref] |= {renamed.get(other, other) for other in each.get("dependsOn", [])} & there
     return [{"ref": ref, **({"dependsOn": sorted(others)} if others else {})} for ref, others in sorted(needs.items())]
 
 
@@ -89,7 +88,10 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     archive, path = map(Path, sys.argv[1:])
-    whole, unlocked, absent = merged(json.loads(path.read_text()), scan(archive))
+    try:
+        whole, unlocked, absent = merged(json.loads(path.read_text()), scan(archive))
+    except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+        sys.exit(f"docker/image_sbom.py: {archive} and {path}: {type(error).__name__}: {error}")
     path.write_text(json.dumps(whole, indent=2) + "\n")
     for what, names in (("in no lock file", unlocked), ("locked, but not in the image", absent)):
         if names:

@@ -16,6 +16,9 @@ BEAT_SECONDS = 0.01
 LAG_WEIGHT = 0.1
 # Of the longest wait, for who comes back too early.
 EARLY_RATIO = 0.9
+# Of the longest wait: what a run may take besides. What it takes beyond counts as waiting, so that slow machines keep
+# the time to an answer too; up to half of the longest wait, so that a batch of long runs can still come together.
+RUN_RATIO, RUN_MOST_RATIO = 0.1, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,12 @@ class Limits:
 
 @dataclass(slots=True)
 class QueueState:
-    """What waits for a runner, and the runners' speed together."""
+    """What waits for a runner, the runners' speed together, and the mean time of a run."""
 
     rows: int
     tokens: int
     tokens_per_second: float
+    run_seconds: float = 0.0
 
     def wait_seconds(self, cost: int = 0) -> float:
         """Estimated time until `cost` more tokens would be answered."""
@@ -87,8 +91,11 @@ class AdmissionPolicy:
         limits, wait = self._limits, state.wait_seconds(coming * state.tokens // state.rows)
         if state.rows + coming >= limits.queue_rows or wait > limits.max_wait_seconds * (EARLY_RATIO if early else 1.0):
             return Unavailable("queue full", "queue_full", wait)
-        wait += self._lag.seconds
-        if wait > limits.max_wait_seconds:
+        longest = limits.max_wait_seconds
+        # An event loop that is late is late twice: to see the request, and to hand out its answer.
+        wait += 2 * self._lag.seconds
+        wait += max(0.0, min(state.run_seconds - RUN_RATIO * longest, RUN_MOST_RATIO * longest))
+        if wait > longest:
             return Unavailable("too many requests at once", "queue_full", wait)
         return None
 

@@ -20,7 +20,7 @@ from app.batching.queue import PendingRequest, QueueEntry, RowQueue, Unit
 from app.errors import RunFailed, Unavailable
 
 Run = Callable[[Sequence[object]], Sequence[object]]
-# Share of a new measurement in the running tokens-per-second estimate.
+# Share of a new measurement in the running estimates of tokens per second and of a run's time.
 RATE_WEIGHT = 0.1
 RUNNER_NICE = 5
 # Of the longest wait: how long a row may be passed over by younger ones that pad a batch less. A smaller one costs
@@ -77,6 +77,7 @@ class Batcher:
         self.admission = AdmissionPolicy(limits, self.state, self._lag)
         self._run = run
         self._rate = tokens_per_second
+        self._run_seconds = 0.0
         self._on_batch = on_batch
         self._queue = RowQueue(limits.batch_rows, limits.batch_tokens, limits.overhead_tokens)
         self._wake = threading.Condition()
@@ -114,7 +115,8 @@ class Batcher:
 
     def state(self) -> QueueState:
         """What is in the queue, and the measured speed."""
-        return QueueState(self._queue.rows, self._queue.tokens, self._rate * self.limits.runners)
+        rate = self._rate * self.limits.runners
+        return QueueState(self._queue.rows, self._queue.tokens, rate, self._run_seconds)
 
     def stuck(self) -> str | None:
         """Why no progress can be made, or None: a runner died, or one has been in a run for too long."""
@@ -173,6 +175,7 @@ class Batcher:
             results, error = self._try(entries)
             finished = time.monotonic()
             runner.since = 0.0
+            self._run_seconds += RATE_WEIGHT * (finished - started - self._run_seconds)
             batch = Batch(entries, started, finished, error)
             if error is None:
                 # From when it could have started, not from when it did: getting there takes its time under load.

@@ -132,9 +132,9 @@ def image_bom() -> tuple[dict, list[str], list[str]]:
 def test_an_images_bom_is_what_its_file_system_has_with_the_hashes_of_its_locks():
     whole, _, _ = image_bom()
     by_name = {each["name"]: each for each in whole["components"]}
-    assert by_name.keys() == {"some-lib", "other", "libc6", "m"}
-    assert by_name["some-lib"]["hashes"] == [{"alg": "SHA-256", "content": "some-lib"}]
-    assert by_name["some-lib"]["licenses"] == [{"license": {"id": "MIT"}}]
+    assert by_name.keys() == {"Some_Lib", "other", "libc6", "m"}
+    assert by_name["Some_Lib"]["hashes"] == [{"alg": "SHA-256", "content": "some-lib"}]
+    assert by_name["Some_Lib"]["licenses"] == [{"license": {"id": "MIT"}}]
     assert by_name["other"]["version"] == "2.1"
     assert by_name["other"]["properties"] == [{"name": "b", "value": "c"}]
     assert "hashes" not in by_name["other"]
@@ -149,8 +149,8 @@ def test_an_images_bom_says_which_of_its_packages_no_lock_has_and_which_of_a_loc
 
 def test_who_needs_whom_in_an_image_is_of_what_is_there():
     needs = {each["ref"]: each.get("dependsOn", []) for each in image_bom()[0]["dependencies"]}
-    assert needs["root"] == ["lock-some-lib"]
-    assert needs["lock-some-lib"] == ["pkg:deb/debian/libc6@2.41-12"]
+    assert needs["root"] == ["pkg:pypi/Some_Lib@1.0"]
+    assert needs["pkg:pypi/Some_Lib@1.0"] == ["pkg:deb/debian/libc6@2.41-12"]
 
 
 def test_the_same_image_has_the_same_bom():

@@ -51,12 +51,13 @@ class Door:
     rows: int = 0
     tokens: int = 0
     late: float = 0.0
+    run: float = 0.0
     limits: Limits = LIMITS
 
     def policy(self) -> AdmissionPolicy:
         lag = EventLoopLag()
         lag.seconds = self.late
-        return AdmissionPolicy(self.limits, lambda: QueueState(self.rows, self.tokens, 1.0), lag)
+        return AdmissionPolicy(self.limits, lambda: QueueState(self.rows, self.tokens, 1.0, self.run), lag)
 
 
 @pytest.fixture
@@ -157,9 +158,19 @@ def test_those_on_their_way_to_the_queue_count_as_if_they_were_in_it() -> None:
     assert (empty.refusal(coming=2) is None, empty.refusal(coming=3) is not None) == (True, True)
 
 
-def test_the_loops_lag_counts_on_top_of_the_queues_wait() -> None:
-    Door(rows=1, tokens=3, late=2.0).policy().admit()
-    assert refusal(Door(rows=1, tokens=3, late=2.5).policy().admit) == ("queue_full", 6)
+def test_the_loops_lag_counts_on_top_of_the_queues_wait_before_and_after_it() -> None:
+    Door(rows=1, tokens=3, late=1.0).policy().admit()
+    assert refusal(Door(rows=1, tokens=3, late=1.25).policy().admit) == ("queue_full", 6)
+
+
+@pytest.mark.parametrize(
+    ("run", "waits"),
+    [(0.0, 5), (0.5, 5), (1.5, 4), (2.5, 3), (100.0, 2)],
+    ids=["none", "a tenth of the wait", "1 s more", "2 s more", "never more than half of the wait"],
+)
+def test_what_a_run_takes_beyond_a_tenth_of_the_longest_wait_counts_as_waiting(run: float, waits: int) -> None:
+    Door(rows=1, tokens=waits, run=run).policy().admit()
+    assert refusal(Door(rows=1, tokens=waits + 1, run=run).policy().admit)[0] == "queue_full"
 
 
 def test_without_a_bound_no_wait_is_too_long() -> None:
