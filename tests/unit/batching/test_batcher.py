@@ -647,6 +647,20 @@ async def test_finished_runs_correct_the_estimate() -> None:
         assert batcher.state().wait_seconds(1000) < before / 1e6
 
 
+async def test_how_long_runs_take_is_measured() -> None:
+    def slow(payloads: Sequence[object]) -> Sequence[object]:
+        time.sleep(0.01)
+        return instant(payloads)
+
+    async with running(slow) as batcher:
+        assert batcher.state().run_seconds == 0
+        await result(batcher.submit([Unit()], later()))
+        once = batcher.state().run_seconds
+        assert once >= 0.001, "a tenth of the first"
+        await result(batcher.submit([Unit()], later()))
+        assert batcher.state().run_seconds >= 0.9 * once + 0.001, "and a tenth of the second"
+
+
 async def test_who_comes_waits_for_a_late_loop_as_well_as_for_the_queue() -> None:
     model = HeldModel()
     async with running(model, max_wait_seconds=60) as batcher:
