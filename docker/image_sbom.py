@@ -56,18 +56,15 @@ def merged(locked: Json, found: Json) -> tuple[Json, list[str], list[str]]:
         told = [one for one in properties if not LEFT_OUT.fullmatch(one["name"])]
         components[each["bom-ref"]] = of_lock | each | {"properties": told}
     absent = sorted(f"{each['name']} {each['version']}" for each in libraries.values())
-    root = locked["metadata"]["component"]["bom-ref"]
-    whole = locked | {
-        "components": [*(components[ref] for ref in sorted(components)), *others],
-        "dependencies": dependencies([*locked["dependencies"], *found["dependencies"]], {root, *components}, renamed),
-    }
     labels = {one["name"].removeprefix(LABEL): one["value"] for one in found["metadata"]["properties"]}
+    root = locked["metadata"]["component"]
     subject = {"type": "container", "name": labels["title"], "version": labels["version"]}
-    tools = locked["metadata"]["tools"]["components"] + found["metadata"]["tools"]["components"]
-    whole["metadata"] = {
-        **locked["metadata"],
-        "component": locked["metadata"]["component"] | subject,
-        "tools": {"components": tools},
+    tools = [*locked["metadata"]["tools"]["components"], *found["metadata"]["tools"]["components"]]
+    told_needs = [*locked["dependencies"], *found["dependencies"]]
+    whole = locked | {
+        "metadata": locked["metadata"] | {"component": root | subject, "tools": {"components": tools}},
+        "components": [*(components[ref] for ref in sorted(components)), *others],
+        "dependencies": dependencies(told_needs, {root["bom-ref"], *components}, renamed),
     }
     whole["serialNumber"] = uuid5(NAMESPACE_URL, json.dumps(whole, sort_keys=True)).urn
     return whole, sorted(unlocked), absent

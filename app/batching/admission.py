@@ -89,9 +89,9 @@ class AdmissionPolicy:
         if not state.rows:
             return None
         limits, wait = self._limits, state.wait_seconds(coming * state.tokens // state.rows)
-        if state.rows + coming >= limits.queue_rows or wait > limits.max_wait_seconds * (EARLY_RATIO if early else 1.0):
-            return Unavailable("queue full", "queue_full", wait)
         longest = limits.max_wait_seconds
+        if state.rows + coming >= limits.queue_rows or wait > longest * (EARLY_RATIO if early else 1.0):
+            return Unavailable("queue full", "queue_full", wait)
         # An event loop that is late is late twice: to see the request, and to hand out its answer.
         wait += 2 * self._lag.seconds
         wait += max(0.0, min(state.run_seconds - RUN_RATIO * longest, RUN_MOST_RATIO * longest))
